@@ -55,8 +55,8 @@ check: RUNS = linters, types, tests of modules and of clients: a minute, and two
 check: announced lint typecheck ## Run linters, types, and the tests of modules and clients: a minute
 	$(PYTEST) -m "not long" tests/unit tests/client
 
-test: RUNS = linters, types and every test except the long ones: six minutes
-test: announced lint typecheck ## Run everything that a change must pass: six minutes
+test: RUNS = linters, types and every test except the long ones: five minutes
+test: announced lint typecheck ## Run everything that a change must pass: five minutes
 	$(PYTEST) -m "not long"
 
 test-all: test $(LONG_CHECKS) ## Run these and the long tests, as continuous integration does: half an hour
@@ -92,7 +92,7 @@ format: $(DEVELOP) ## Rewrite Python and protos in the project's format
 	$(BIN)/buf format -w protos
 
 typecheck: $(DEVELOP) ## Check types
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 protos: $(DEVELOP) ## Generate the Python stubs from the protos
 	$(BIN)/python protos/generate.py

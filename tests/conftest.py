@@ -36,7 +36,7 @@ settings.register_profile(
     "short",
     derandomize=True,
     deadline=None,
-    max_examples=50,
+    max_examples=20,
     print_blob=True,
     stateful_step_count=40,
     suppress_health_check=_SLOW,

@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Tests of these folders share a server, an installation or a download: one worker runs each folder.
-_WHOLE_FOLDERS = ("tests/contract/", "tests/deploy/", "tests/hostile/")
+# Tests of these folders share a server, an installation, a download or a slow import: one worker runs each.
+_WHOLE_FOLDERS = ("tests/client/search/", "tests/contract/", "tests/deploy/", "tests/hostile/")
 # These import torch, and share checkpoints. One worker runs them all, so that the others need not import it
 # to collect them: that takes seven seconds and half a gigabyte.
 _WITH_TORCH = ("tests/model/", "tests/gpu/", "tests/unit/model/runtimes/")
 # The longest come first, so that no worker is left with them at the end.
-_LONGEST_FIRST = (*_WITH_TORCH, "tests/hostile/", "tests/deploy/", "tests/integration/", "tests/contract/")
+_LONGEST_FIRST = (
+    *_WITH_TORCH,
+    "tests/hostile/",
+    "tests/deploy/",
+    "tests/contract/",
+    "tests/client/search/",
+    "tests/integration/",
+)
 
 _TAKES_TORCH = "takes_torch"
 _TORCH_WORKER = pytest.StashKey[str]()

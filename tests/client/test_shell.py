@@ -272,6 +272,21 @@ def test_a_folder_given_to_classify_is_called_one(run: Any, tmp_path: Path) -> N
     assert err == f"alignserve: {tmp_path} is a folder; use alignserve stream to process the images in it\n"
 
 
+def test_a_folder_given_to_batch_is_not_sent_elsewhere(run: Any, tmp_path: Path) -> None:
+    """It has no images to stream; the command needs a file."""
+    code, _, err = run("batch", tmp_path, tmp_path / "out")
+
+    assert (code, err) == (4, f"alignserve: {tmp_path} is a folder; give a file\n")
+
+
+def test_labels_may_be_longer_than_names_of_files(run: Any, photo: Path) -> None:
+    """They are looked up on the disk, since files may follow them by mistake."""
+    code, out, _ = run("classify", "--label", "cat", "y" * 300, photo)
+
+    assert code == 0
+    assert "yyy" in out
+
+
 def test_a_missing_key_names_the_option(capsys: pytest.CaptureFixture[str]) -> None:
     """The error names the command's options, besides the metadata for other clients."""
     with FakeServer(api_keys=["as_a"]) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.processes import ROOT
 FORMS = sorted(
     set((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")) - {ROOT / ".github/ISSUE_TEMPLATE/config.yml"}
 )
+FOLDERS = {".ci", ".github", "client", "deploy", "protos", "server", "tests"}
 FIELDS = {"checkboxes", "dropdown", "input", "markdown", "textarea"}
 
 
@@ -26,6 +28,15 @@ def test_the_hooks_run_tools_of_make_lint() -> None:
 
     assert [repository["repo"] for repository in repositories] == ["local"]
     assert [command for command in commands if command not in makefile] == []
+
+
+def test_no_folder_of_another_purpose_is_committed() -> None:
+    """Such as the output of a command that was tried in the repository."""
+    listed = subprocess.run(["git", "ls-tree", "-d", "--name-only", "HEAD"], cwd=ROOT, capture_output=True)
+    if listed.returncode:
+        pytest.skip("not a git repository")
+
+    assert set(listed.stdout.decode().split()) == FOLDERS
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)

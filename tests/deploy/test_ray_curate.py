@@ -36,15 +36,28 @@ def curated(
 
 
 def test_a_cluster_curates_as_one_process_does(tmp_path: Path) -> None:
-    """The same rows, counts and report, with the source files shared out to two nodes."""
+    """The same rows, counts, near-duplicates and report, with the source files shared out to two nodes."""
     from tests.client.curate.planted import Planted, write
 
     write(Planted(400), tmp_path / "source", rows_per_file=100)
     with FakeServer() as server, clusters.running_cluster(2) as cluster:
-        options = [
+        source = [
             *(str(tmp_path / "source"), "--image-column", "image", "--text-column", "caption"),
-            *("--key-column", "id", "--preset", "coyo", "--top", "0.5", "--server", server.target),
-            *("--processes", "1", "--rows-per-shard", "40"),
+            *("--key-column", "id", "--server", server.target),
+        ]
+        embed = [
+            sys.executable,
+            "-m",
+            "alignserve.cli",
+            "embed-dataset",
+            *source,
+            "--to",
+            str(tmp_path / "v"),
+        ]
+        subprocess.run(embed, cwd=ROOT, capture_output=True, check=False)
+        options = [
+            *(*source, "--preset", "coyo", "--top", "0.5", "--processes", "1", "--rows-per-shard", "40"),
+            *("--near-duplicates", str(tmp_path / "v"), "--min-cosine", "0.05"),
         ]
         on_ray = ["deploy.ray.curate", "--workers", "2", "--cluster", cluster.address, *options]
 
@@ -52,3 +65,4 @@ def test_a_cluster_curates_as_one_process_does(tmp_path: Path) -> None:
         there = curated(on_ray, tmp_path / "there", cluster.environment)
 
     assert there == here
+    assert here[1]["first_reasons"]["NEAR_DUPLICATE"] > 0

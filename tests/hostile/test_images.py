@@ -19,7 +19,7 @@ from tests.integration.serving import image_request
 pytestmark = pytest.mark.hostile
 
 _MUTANTS_OF_A_FILE = 6
-_MUTANTS_OF_OURS = 3
+_MUTANTS_OF_OURS = 2
 _MORE_MUTANTS_OF_OURS = 10
 _REFUSED = {
     Outcome("INVALID_ARGUMENT", reason, ("images[0].content",))

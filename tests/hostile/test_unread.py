@@ -173,7 +173,7 @@ async def test_failed_handshakes_do_not_fill_the_log(
         monkeypatch.setenv("GRPC_VERBOSITY", verbosity)
     root, flags = tls
     with unread_server(*flags) as server:
-        await asyncio.to_thread(_fail_handshakes, server.port, 1000)
+        await asyncio.to_thread(_fail_handshakes, server.port, 500)
         credentials = grpc.ssl_channel_credentials(root)
         async with grpc.aio.secure_channel(f"localhost:{server.port}", credentials) as channel:
             await call(channel, 100)

@@ -92,9 +92,9 @@ async def test_an_unrecoverable_server_exits_with_its_own_code(how: str) -> None
             errors = [await refused(call) for call in calls]
         code = await process.wait()
 
-        assert {(error.code, error.reason) for error in errors} == {
-            (grpc.StatusCode.UNAVAILABLE, "MODEL_STALLED")
-        }
+        assert {error.code for error in errors} == {grpc.StatusCode.UNAVAILABLE}
+        late = {"SHUTTING_DOWN"}  # the reason of a call that arrives after the stop has begun
+        assert {error.reason for error in errors} - late == {"MODEL_STALLED"}
         assert code == EXIT_UNRECOVERABLE
 
 
@@ -126,6 +126,7 @@ async def test_a_permanently_failed_device_ends_the_process() -> None:
         assert await process.wait() == EXIT_UNRECOVERABLE
 
 
+@pytest.mark.long
 async def test_a_server_that_cannot_capture_graphs_starts_again_without_them() -> None:
     """The failed capture may have left the device unusable for the process, so a new one takes over."""
     encoder = """

@@ -373,6 +373,14 @@ async def test_sigterm_under_load_loses_no_accepted_call(process: ServerProcess)
     assert min(sent_at for sent_at, _ in lost) > signalled_at
 
 
+@pytest.mark.parametrize(
+    "process",
+    [
+        "--workers=1",
+        *(pytest.param(flag, marks=pytest.mark.long) for flag in ("--workers=2", "--front-processes=2")),
+    ],
+    indirect=True,
+)
 async def test_an_idle_server_exits_cleanly(process: ServerProcess) -> None:
     """Ctrl-C gives exit code 0, as SIGTERM does."""
     code = await process.stop(signal.SIGINT)

@@ -61,7 +61,7 @@ async def infer(
 
 
 @pytest.mark.shapes
-@pytest.mark.parametrize("count", [1_000, pytest.param(5_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [500, pytest.param(5_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("is_ordered", [False, True])
 async def test_items_are_answered_once_each(served: RunningServer, is_ordered: bool, count: int) -> None:
     """Broken images fail on their own; order is kept on request; memory stays flat."""
@@ -70,7 +70,7 @@ async def test_items_are_answered_once_each(served: RunningServer, is_ordered: b
     if is_ordered:
         requests = (request for request in _with_options(requests))
     process = psutil.Process()
-    await infer(served, map(item, range(500)))  # warms up allocators and caches
+    await infer(served, map(item, range(300)))  # warms up allocators and caches
     served.encoder.batches.clear()
     before = process.memory_info().rss
 

@@ -29,7 +29,7 @@ def vector(embedding: pb.Embedding) -> np.ndarray:
 
 
 @pytest.mark.shapes
-@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [640, pytest.param(10_000, marks=pytest.mark.long)])
 async def test_inputs_of_64_callers_are_paired_with_their_results(count: int) -> None:
     """64 callers send different inputs; each gets its own embedding, and they share batches."""
     inputs = [f"text number {i}" if i % 2 else f"image {i}".encode() for i in range(count)]

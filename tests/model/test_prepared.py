@@ -17,7 +17,7 @@ from alignserve_server.cli import prepare as prepare_cli
 from alignserve_server.model import probe
 from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError, resolve_checkpoint
-from alignserve_server.model.preparation import shipped_form
+from alignserve_server.model.preparation import shipped_form, undamaged
 from alignserve_server.model.prepared import SHIPPED, PreparedCheckpoint, open_prepared, resolve
 from alignserve_server.model.probe import Reference
 
@@ -36,7 +36,14 @@ importlib.util.find_spec = lambda name: None if sys.modules.get(name, 0) is None
 
 
 @pytest.fixture(scope="module")
-def prepared_folder(random_folder, tmp_path_factory) -> Path:
+def prepared_folder(converted) -> Path:
+    """The random checkpoint's prepared form, as a server with the original keeps it."""
+    (folder,) = (converted / "openvino").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_command(random_folder, tmp_path_factory) -> Path:
     """The random checkpoint, with a licence, prepared by the command."""
     source = shutil.copytree(random_folder, tmp_path_factory.mktemp("source") / "random")
     (source / "LICENSE").write_text("terms")
@@ -69,11 +76,12 @@ def embed(encoder) -> np.ndarray:
     return np.concatenate([encoder.encode_images(images), encoder.encode_texts(texts)])
 
 
-def test_a_prepared_checkpoint_answers_as_the_original(prepared_folder, random_folder, converted):
+@pytest.mark.long
+def test_a_prepared_checkpoint_answers_as_the_original(by_command, random_folder, converted):
     """Numbers and fingerprint equal those of the original, so that vectors of both are comparable."""
     original = load_align(resolve(str(random_folder)), LoadOptions(runtime="openvino", cache_dir=converted))
 
-    prepared = load_align(resolve(str(prepared_folder)))
+    prepared = load_align(resolve(str(by_command)))
 
     assert prepared.info.fingerprint == original.info.fingerprint
     np.testing.assert_array_equal(embed(prepared), embed(original))
@@ -146,9 +154,10 @@ def test_the_prepared_form_of_the_embedded_checkpoint_is_not_stale():
     assert reference.images == probe.images()
 
 
-def test_the_licence_goes_along(prepared_folder):
+@pytest.mark.long
+def test_the_licence_goes_along(by_command):
     """Licence files are part of the folder."""
-    assert (prepared_folder / "LICENSE").read_text() == "terms"
+    assert (by_command / "LICENSE").read_text() == "terms"
 
 
 @pytest.mark.long
@@ -375,4 +384,6 @@ def test_a_form_that_does_not_fit_is_not_served(which, random_folder, prepared_c
     checkpoint = resolve(str(source))
 
     assert isinstance(checkpoint, Checkpoint)
-    assert shipped_form(checkpoint) is None
+    with pytest.raises(CheckpointError, match=r"prepared from other files|is damaged: "):
+        shipped_form(checkpoint)
+    assert undamaged(lambda: shipped_form(checkpoint)) is None

@@ -54,9 +54,10 @@ def not_serving(target: str) -> AlignserveError:
 
 def not_ready(target: str, timeout_seconds: float, cause: str | None) -> AlignserveError:
     """Returns the error for a server that was not ready in time; `cause` says why there is no connection."""
-    advice = cause or "check that it is running and has its model"
+    waited = f"{timeout_seconds:g} s"
+    advice = "check that it is running and has its model"
     return DeadlineExceededError(
-        f"no ready server at {target} within {timeout_seconds:g} s; {advice}",
+        f"{cause} (waited {waited})" if cause else f"no ready server at {target} within {waited}; {advice}",
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "NOT_READY",
     )

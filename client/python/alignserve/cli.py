@@ -19,6 +19,7 @@ from alignserve._cli.compact_vectors import run_compact_vectors
 from alignserve._cli.connection import connected
 from alignserve._cli.curate import run_curate
 from alignserve._cli.embed_dataset import run_embed_dataset
+from alignserve._cli.evaluate import run_evaluate
 from alignserve._cli.extras import MissingExtraError
 from alignserve._cli.files import Found, image_files, is_image_file
 from alignserve._cli.index import run_index
@@ -96,7 +97,9 @@ def run_command(command: Callable[[argparse.Namespace], int], args: argparse.Nam
         _complain(str(error))
         return REFUSED
     except IsADirectoryError as error:
-        _complain(f"{error.filename} is a folder; use alignserve stream to process the images in it")
+        takes_image = args.command in ("classify", "compare")
+        advice = "use alignserve stream to process the images in it" if takes_image else "give a file"
+        _complain(f"{error.filename} is a folder; {advice}")
         return REFUSED
     except (OSError, TypeError, ValueError) as error:
         _complain(str(error))
@@ -276,6 +279,7 @@ _COMMANDS = {
     "index": run_index,
     "search": run_search,
     "curate": run_curate,
+    "evaluate": run_evaluate,
 }
 
 
@@ -542,7 +546,7 @@ def _advice(error: AlignserveError, args: argparse.Namespace) -> str:
         return f"{error}; give it with --api-key-file FILE or ALIGNSERVE_API_KEY"
     if isinstance(error, UnavailableError) and error.reason:
         return f"{error}; add --wait-seconds 60 to wait for it"
-    if isinstance(error, UnavailableError) and isinstance(error.__cause__, AlignserveError):
+    if isinstance(error, UnavailableError) and isinstance(error.__cause__, (AlignserveError, TimeoutError)):
         return error.message  # it has the cause and advice
     if isinstance(error, UnavailableError):
         return (

@@ -164,12 +164,12 @@ def _check(argv: list[str]) -> int:
     from alignserve_server.observability.logs import configure_logs
 
     command_line = _parse(check_cli.parser(), argv)
-    configure_logs("error", "console")  # everything else is part of the output
+    configure_logs("warning", "console")  # the output has the warnings
     reading = command_line.read()
     if isinstance(reading, str):
-        return check_cli.check(None, [*command_line.problems, reading], [])
+        return check_cli.check(command_line.arguments, None, [*command_line.problems, reading], [])
     problems = [*command_line.problems, *map(str, reading.problems)]
-    return check_cli.check(reading.settings, problems, _unknown_variables(reading))
+    return check_cli.check(command_line.arguments, reading.settings, problems, _unknown_variables(reading))
 
 
 _COMMANDS: Mapping[str, Callable[[list[str]], int]] = {

@@ -14,7 +14,7 @@ from alignserve_server.cli.command import add_renamed_flags, command_failed, com
 from alignserve_server.model.align import LoadOptions, load_align
 from alignserve_server.model.checkpoint import EMBEDDED, Checkpoint, CheckpointError
 from alignserve_server.model.drafts import draft_folder, install, is_draft, move_into
-from alignserve_server.model.preparation import Weights, fingerprints, prepare, shipped_form
+from alignserve_server.model.preparation import Weights, fingerprints, prepare, shipped_form, undamaged
 from alignserve_server.model.prepared import (
     DIGESTS,
     FACTS,
@@ -236,7 +236,7 @@ def _fill(
     if isinstance(source, PreparedCheckpoint):
         ready: PreparedCheckpoint | None = source
     else:
-        ready = shipped_form(source) if weights == "float32" else None
+        ready = undamaged(lambda: shipped_form(source)) if weights == "float32" else None
         if ready is None:
             prepare(source, draft, calibration=calibration, weights=_stored(weights))
     if ready is not None:

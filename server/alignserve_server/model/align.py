@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
+from alignserve_server.model.agreement import check_agreement
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.encoder import (
@@ -182,10 +183,38 @@ class AlignEncoder:
         return self._runtime.embed_tokens(*padded(batch))
 
 
+class DeviceChoice(NamedTuple):
+    """A device, and why it is not a GPU.
+
+    Attributes:
+        name: `cpu` or `cuda:N`.
+        reason: Why it is the CPU, if it is.
+        advice: What to do about it; empty if there is no GPU that could be used.
+    """
+
+    name: str
+    reason: str = ""
+    advice: str = ""
+
+
 def resolved_device(device: str, runtime: RuntimeName | Auto = "auto", *, is_tried: bool = True) -> str:
-    """Resolves `auto`, `cpu`, `cuda` or `cuda:N` to `cpu` or `cuda:N`.
+    """Resolves a device as `device_choice` does.
 
     If `auto` becomes `cpu` although there is a GPU, a warning says why.
+
+    Raises:
+        ValueError: As for `device_choice`.
+    """
+    choice = device_choice(device, runtime, is_tried=is_tried)
+    if choice.advice:
+        _log.warning("gpu_unused", reason=choice.reason, advice=choice.advice)
+    return choice.name
+
+
+def device_choice(
+    device: str, runtime: RuntimeName | Auto = "auto", *, is_tried: bool = True
+) -> DeviceChoice:
+    """Resolves `auto`, `cpu`, `cuda` or `cuda:N` to `cpu` or `cuda:N`.
 
     Args:
         device: The name to resolve.
@@ -201,34 +230,34 @@ def resolved_device(device: str, runtime: RuntimeName | Auto = "auto", *, is_tri
     if runtime == "openvino" and device.startswith("cuda"):
         raise ValueError(f"openvino runs on a CPU, not on {device}; use --runtime torch")
     if device == "cpu" or runtime == "openvino":
-        return "cpu"
-    if device == "auto" and not _has_gpu_file():
-        return "cpu"  # known without torch, which takes seconds to import
+        return DeviceChoice("cpu", f"--{'device' if device == 'cpu' else 'runtime'} says so")
+    if device == "auto" and not _has_gpu_file():  # known without torch, which takes seconds to import
+        return DeviceChoice("cpu", f"no GPU driver has a device in /dev ({', '.join(_GPU_FILES)})")
     if device == "auto" and importlib.util.find_spec("torch") is None:
-        _log.warning(
-            "gpu_unused", reason="torch is not installed", advice="pip install 'alignserve[server,torch]'"
-        )
-        return "cpu"
+        return DeviceChoice("cpu", "torch is not installed", "pip install 'alignserve[server,torch]'")
     check_installed(["torch"], extra="torch", why=f"for --device {device}")
     from alignserve_server.model.runtimes.cuda_devices import cuda_device
 
     if device != "auto":
-        return cuda_device(int(match[1] or 0), is_tried=is_tried)
+        return DeviceChoice(cuda_device(int(match[1] or 0), is_tried=is_tried))
     try:
-        return cuda_device(0, is_tried=is_tried)
+        return DeviceChoice(cuda_device(0, is_tried=is_tried))
     except ValueError as error:
-        _log.warning("gpu_unused", reason=str(error), advice=_GPU_ADVICE)
-        return "cpu"
+        return DeviceChoice("cpu", str(error), _GPU_ADVICE)
 
 
 def _has_gpu_file() -> bool:
     return any(any(Path("/dev").glob(name)) for name in _GPU_FILES)
 
 
-def _choices(
+def runtime_choices(
     runtime: RuntimeName | Auto, device: str, dtype: DtypeName | Auto
 ) -> list[tuple[RuntimeName, DtypeName]]:
-    """Returns the configurations to try: the chosen one first, then more precise ones."""
+    """Returns the configurations to try: the chosen one first, then more precise ones.
+
+    Raises:
+        ValueError: The runtime does not support the data type.
+    """
     if runtime == "auto":
         has_openvino = importlib.util.find_spec("openvino") is not None
         runtime = "openvino" if device == "cpu" and has_openvino and dtype != "float16" else "torch"
@@ -244,10 +273,14 @@ def _choices(
     return list(dict.fromkeys(choices))
 
 
-def _prepared_choices(
+def prepared_choices(
     checkpoint: PreparedCheckpoint, runtime: RuntimeName | Auto, device: str, dtype: DtypeName | Auto
 ) -> list[tuple[RuntimeName, DtypeName]]:
-    """Returns the configurations to try for a prepared checkpoint, which supports only OpenVINO."""
+    """Returns the configurations to try for a prepared checkpoint, which supports only OpenVINO.
+
+    Raises:
+        ValueError: It does not support the runtime, the device or the data type.
+    """
     if runtime == "torch" or device not in ("auto", "cpu"):
         asked = "--runtime torch" if runtime == "torch" else f"--device {device}"
         raise ValueError(
@@ -260,6 +293,15 @@ def _prepared_choices(
         supported = " and ".join(checkpoint.fingerprints)
         raise ValueError(f"{checkpoint.folder} is prepared for dtype {supported}, not for {dtype}")
     return list(dict.fromkeys([("openvino", chosen), ("openvino", exact)]))
+
+
+def check_runtime_installed(name: RuntimeName) -> None:
+    """Raises ValueError if a package that the runtime needs is missing."""
+    if name == "torch":
+        check_installed(["torch", "transformers"], extra="torch", why="for --runtime torch")
+    else:
+        why = "for --runtime openvino, if not for --runtime torch"
+        check_installed(["openvino"], extra="server", why=why)
 
 
 def _calibration(folder: Path | None, preprocess: ImagePreprocessor) -> CalibrationImages:
@@ -277,12 +319,13 @@ def _loadable(
     """Loads the configurations to try, the preferred one first."""
     if isinstance(checkpoint, Checkpoint):
         check_configuration(checkpoint.config)
+        check_agreement(checkpoint)
         target = resolved_device(options.device, options.runtime)
-        choices = _choices(options.runtime, target, options.dtype)
+        choices = runtime_choices(options.runtime, target, options.dtype)
         calibration = _calibration(options.calibration_dir, images) if options.dtype == "int8" else None
     else:
         target, calibration = "cpu", None
-        choices = _prepared_choices(checkpoint, options.runtime, options.device, options.dtype)
+        choices = prepared_choices(checkpoint, options.runtime, options.device, options.dtype)
     for name, precise in choices:
         execution = ExecutionConfig(
             target,
@@ -313,12 +356,11 @@ def _load(
     cache_dir: Path | None,
     calibration: CalibrationImages | None,
 ) -> LoadedRuntime:
+    check_runtime_installed(name)
     if isinstance(checkpoint, Checkpoint) and name == "torch":
-        check_installed(["torch", "transformers"], extra="torch", why="for --runtime torch")
         from alignserve_server.model.runtimes import torch_cpu
 
         return torch_cpu.load(checkpoint, execution, Rescaling(images.scale, images.offset))
-    check_installed(["openvino"], extra="server", why="for --runtime openvino, if not for --runtime torch")
     from alignserve_server.model.runtimes import openvino as openvino_runtime
     from alignserve_server.model.runtimes.openvino_cache import prepared_form
 

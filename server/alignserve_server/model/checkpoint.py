@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 from alignserve_server.model.checkpoint_files import (
     CheckpointError,
     Json,
-    check_safetensors,
+    StoredWeight,
     is_there,
     parse_tokenizer,
     read_json,
     read_text,
+    stored_weights,
 )
 
 __all__ = [
@@ -26,7 +27,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Json",
+    "Location",
+    "checkpoint_faults",
     "file_digest",
+    "locate_checkpoint",
     "open_checkpoint",
     "resolve_checkpoint",
 ]
@@ -46,11 +50,13 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"  # for weights in several files
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _TOKENIZER_ADDITIONS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.*.json",
 )  # read if they exist
+_HUB_BLOB = re.compile(r"[0-9a-f]{64}")  # the name of a large file in the hub's cache is its SHA-256
 _PROVENANCE = (
     "_name_or_path",
     "name_or_path",
@@ -88,11 +94,32 @@ class Checkpoint:
             _add(digest, json.dumps(_without_provenance(part), sort_keys=True).encode())
         files = _tokenizer_files(self.folder) + _tokenizer_additions(self.folder) + _weight_files(self.folder)
         for path in files:
-            status = path.stat()
-            _add(digest, _file_digest(path, status.st_size, status.st_mtime_ns))
+            _add(digest, _known_digest(path))
         _add(digest, runtime.encode())
         _add(digest, dtype.encode())
         return digest.hexdigest()[:32]
+
+    def files(self) -> list[Path]:
+        """Returns the files that determine an embedding, the weights last."""
+        names = ("config.json", *_PROCESSORS, "tokenizer_config.json", *_TOKENIZERS)
+        read = [self.folder / name for name in names if is_there(self.folder / name)]
+        return list(dict.fromkeys([*read, *_tokenizer_additions(self.folder), *_weight_files(self.folder)]))
+
+    def weights(self) -> Mapping[str, StoredWeight]:
+        """Returns the weights by name, without reading their values."""
+        return {
+            name: weight
+            for path in _weight_files(self.folder)
+            for name, weight in stored_weights(path).items()
+        }
+
+    def weight_digests(self) -> dict[str, str]:
+        """Returns the SHA-256 of each file of weights, in hexadecimal, by its name."""
+        return {path.name: _known_digest(path).hex() for path in _weight_files(self.folder)}
+
+    def tokenizer_file(self) -> Path:
+        """Returns the file with the vocabulary: tokenizer.json, or vocab.txt if there is no such file."""
+        return _tokenizer_files(self.folder)[0]
 
 
 def resolve_checkpoint(checkpoint: str = EMBEDDED, revision: str | None = None) -> Checkpoint:
@@ -134,20 +161,35 @@ def open_checkpoint(folder: Path, *, model_id: str | None = None, revision: str 
     Raises:
         CheckpointError: It is not an ALIGN checkpoint, or a file is missing or broken.
     """
-    config = read_json(folder / "config.json")
-    if config.get("model_type") != "align":
-        raise CheckpointError(f"{folder} has a model of type {config.get('model_type')!r}, not 'align'")
+    config = _read_config(folder)
     _check_weights(folder)
     _check_tokenizer(folder)
-    tokenizer_config = folder / "tokenizer_config.json"
     return Checkpoint(
         folder=folder,
         model_id=model_id or folder.resolve().name or str(folder),
         revision=revision,
         config=config,
         image_processor=_read_image_processor(folder),
-        tokenizer_config=read_json(tokenizer_config) if is_there(tokenizer_config) else {},
+        tokenizer_config=_read_tokenizer_config(folder),
     )
+
+
+def checkpoint_faults(folder: Path) -> list[str]:
+    """Returns what is wrong with each kind of file; `open_checkpoint` raises the first of these errors."""
+    checks: tuple[Callable[[Path], object], ...] = (
+        _read_config,
+        _check_weights,
+        _check_tokenizer,
+        _read_image_processor,
+        _read_tokenizer_config,
+    )
+    faults: dict[str, None] = {}
+    for check in checks:
+        try:
+            check(folder)
+        except CheckpointError as error:
+            faults[str(error)] = None
+    return list(faults)
 
 
 def file_digest(path: Path) -> bytes:
@@ -230,14 +272,26 @@ def _http_status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
+def _read_config(folder: Path) -> Json:
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "align":
+        raise CheckpointError(f"{folder} has a model of type {config.get('model_type')!r}, not 'align'")
+    return config
+
+
+def _read_tokenizer_config(folder: Path) -> Json:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if is_there(path) else {}
+
+
 def _read_image_processor(folder: Path) -> Json:
     # transformers 5 writes processor_config.json, which nests transformers 4's preprocessor_config.json
-    nested = folder / "processor_config.json"
+    nested, plain = (folder / name for name in _PROCESSORS)
     if is_there(nested):
         processor = read_json(nested).get("image_processor")
         if isinstance(processor, dict):
             return processor
-    return read_json(folder / "preprocessor_config.json")
+    return read_json(plain)
 
 
 def _check_weights(folder: Path) -> None:
@@ -251,7 +305,21 @@ def _check_weights(folder: Path) -> None:
     if missing:
         raise CheckpointError(f"{folder} lacks weights: {', '.join(missing)}")
     for path in files:
-        check_safetensors(path)
+        stored_weights(path)
+        _check_blob(path)
+
+
+def _check_blob(path: Path) -> None:
+    """Compares weights from the hub with the digest that is their name in the hub's cache."""
+    blob = path.resolve()
+    if not _HUB_BLOB.fullmatch(blob.name):
+        return
+    digest = _known_digest(path).hex()
+    if digest != blob.name:
+        raise CheckpointError(
+            f"{path} has changed since it was downloaded: its SHA-256 is {digest}, not {blob.name}; delete "
+            f"{blob} and download it again"
+        )
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -302,6 +370,11 @@ def _without_provenance(config: Json) -> dict[str, Any]:  # Any: see Json
 def _add(digest: hashlib._Hash, part: bytes) -> None:
     digest.update(len(part).to_bytes(8, "little"))  # lengths separate adjacent parts
     digest.update(part)
+
+
+def _known_digest(path: Path) -> bytes:
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)  # weights are large, and several runtimes need fingerprints

@@ -10,6 +10,7 @@ import json
 import math
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
 
@@ -35,6 +36,31 @@ _BYTES_OF_DTYPES = {
 
 class CheckpointError(Exception):
     """The checkpoint cannot be served; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A weight in a safetensors file.
+
+    Attributes:
+        path: The file.
+        dtype: As safetensors names it, such as F32 or BF16.
+        shape: Of the weight.
+        start: Where its bytes begin in the file.
+        end: Where they end.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    def read(self) -> bytes:
+        """Returns its bytes. Raises OSError."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.end - self.start)
 
 
 def is_there(path: Path) -> bool:
@@ -149,8 +175,11 @@ def parse_tokenizer(content: str, path: Path) -> Tokenizer:
         ) from error
 
 
-def check_safetensors(path: Path) -> None:
-    """Checks the header of a weights file, and that the file has all bytes that the header promises.
+def stored_weights(path: Path) -> dict[str, StoredWeight]:
+    """Reads the header of a weights file, and checks that the file has all bytes that the header promises.
+
+    Returns:
+        The weights by name.
 
     Raises:
         CheckpointError: As for `check_file`, or the file is truncated or is not safetensors.
@@ -163,37 +192,41 @@ def check_safetensors(path: Path) -> None:
         if _LENGTH_BYTES + header_bytes > size:
             raise CheckpointError(_cut_off(path, size, f"more than {header_bytes}"))
         header = b"{" + file.read(header_bytes - 1)
-    end = _LENGTH_BYTES + header_bytes + _data_bytes(path, header)
+    weights = _weights(path, header, _LENGTH_BYTES + header_bytes)
+    end = max(weight.end for weight in weights.values())
     if size < end:
         raise CheckpointError(_cut_off(path, size, str(end)))
     if size > end:
         raise CheckpointError(
             f"{path} has {size} bytes, {size - end} more than its header says; copy or download it again"
         )
+    return weights
 
 
-def _data_bytes(path: Path, header: bytes) -> int:
-    """Returns how many bytes of weights follow a header."""
+def _weights(path: Path, header: bytes, offset: int) -> dict[str, StoredWeight]:
+    """Returns the weights that a header lists; their bytes begin at the offset."""
     try:
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
-        ends = [_checked_end(name, tensor) for name, tensor in tensors.items()]
+        weights = {name: _weight(path, offset, name, tensor) for name, tensor in tensors.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} has an invalid safetensors header: {_reason(error)}; copy or download it again"
         ) from error
-    if not ends:
+    if not weights:
         raise CheckpointError(f"{path} has no weights; save them with save_pretrained")
-    return max(ends)
+    return weights
 
 
-def _checked_end(name: str, tensor: Any) -> int:
-    """Returns where a weight ends; raises ValueError if that does not match its shape and type."""
+def _weight(path: Path, offset: int, name: str, tensor: Any) -> StoredWeight:
+    """Returns a weight; raises ValueError if its size does not match its shape and type."""
     start, end = tensor["data_offsets"]
     size = math.prod(tensor["shape"]) * _BYTES_OF_DTYPES.get(tensor["dtype"], 0)
     if not 0 <= start <= end or (size and end - start != size):
         raise ValueError(f"the weight {name[:80]!r} has {end - start} bytes, but its shape requires {size}")
-    return int(end)
+    return StoredWeight(
+        path, tensor["dtype"], tuple(map(int, tensor["shape"])), offset + int(start), offset + int(end)
+    )
 
 
 def _cut_off(path: Path, size: int, expected: str) -> str:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from alignserve_server.model.agreement import check_agreement
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.configuration import check_configuration
 from alignserve_server.model.prepared import (
@@ -67,6 +69,7 @@ def prepare(
     """
     check_installed(["torch", "transformers"], extra="torch", why=_WHY_TORCH)
     check_configuration(checkpoint.config)
+    check_agreement(checkpoint)
     images = ImagePreprocessor(checkpoint.image_processor, ImageDecoder(max_bytes=1, max_pixels=1))
     inputs: dict[str, Any] = {"scale": images.scale, "offset": images.offset, "weights": weights}
     if calibration is not None:
@@ -90,21 +93,27 @@ def prepare(
 
 
 def shipped_form(checkpoint: Checkpoint) -> PreparedCheckpoint | None:
-    """Returns the prepared float32 form that a checkpoint includes.
+    """Returns the prepared float32 form that a checkpoint includes; None if it has none.
 
-    None if it has none, or if that is damaged or has different weights.
+    Raises:
+        CheckpointError: It is damaged, or belongs to other files than the checkpoint's.
     """
     folder = checkpoint.folder / SHIPPED
-    prepared = open_undamaged(folder) if is_prepared(folder) else None
-    if prepared is None or prepared.fingerprints != fingerprints(checkpoint, None, "float32"):
+    if not is_prepared(folder):
         return None
+    prepared = open_prepared(folder)
+    if prepared.fingerprints != fingerprints(checkpoint, None, "float32"):
+        raise CheckpointError(
+            f"{folder} was prepared from other files: the weights, tokenizer, config.json or image processor "
+            f"of {checkpoint.folder} have changed since; copy both again, or delete {folder}"
+        )
     return replace(prepared, model_id=checkpoint.model_id, revision=checkpoint.revision)
 
 
-def open_undamaged(folder: Path) -> PreparedCheckpoint | None:
-    """Opens a cached prepared checkpoint; if it is damaged, logs why and returns None."""
+def undamaged(find: Callable[[], PreparedCheckpoint | None]) -> PreparedCheckpoint | None:
+    """Returns the prepared checkpoint that is found; if it is damaged, logs why and returns None."""
     try:
-        return open_prepared(folder)
+        return find()
     except CheckpointError as error:
         _log.warning("conversion_damaged", reason=str(error), advice="converting it again")
         return None

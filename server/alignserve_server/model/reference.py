@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import AlignProcessor, AutoImageProcessor, AutoTokenizer
 from transformers.image_utils import load_image
 
 from alignserve_server.model import probe
+from alignserve_server.model.agreement import unembedded_tokens
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.encoder import Embeddings, has_direction, token_ids
 from alignserve_server.model.preprocessing.texts import max_text_tokens
@@ -40,7 +41,8 @@ def make_reference(checkpoint: Checkpoint, network: Network) -> Reference:
         texts = [*probe.TEXTS, "", *probe.texts_with(_added_tokens(processor.tokenizer))]
         input_ids = {text: _input_ids(processor, text, limit) for text in texts}
         embedded = [text for text in probe.EMBEDDED_TEXTS if max(input_ids[text], default=rows) < rows]
-        unembedded = _unembedded_tokens(processor.tokenizer, input_ids[""], rows)
+        needed = [*input_ids[""], processor.tokenizer.unk_token_id]
+        unembedded = unembedded_tokens(processor.tokenizer.get_vocab(), needed, rows)
         pixel_values = _pixel_values(processor)
         embeddings = _embeddings(network, pixel_values, [input_ids[text] for text in embedded])
     _check_embeddings(embeddings, embedded)
@@ -60,6 +62,29 @@ def make_reference(checkpoint: Checkpoint, network: Network) -> Reference:
         pixel_values=pixel_values,
         embeddings=embeddings,
     )
+
+
+@torch.inference_mode()
+def logits_of_transformers(
+    checkpoint: Checkpoint, picture: bytes, texts: Sequence[str]
+) -> NDArray[np.float32]:
+    """Returns AlignModel's logits of an image file for texts, with AlignProcessor's inputs, in float32.
+
+    Raises:
+        CheckpointError: transformers cannot load the checkpoint, or fails on the image.
+    """
+    network = networks.load_network(checkpoint.folder)
+    with networks.quiet_transformers():
+        processor = _load_processor(checkpoint)
+        try:
+            image = load_image(Image.open(BytesIO(picture)))
+            inputs = processor(images=image, text=list(texts), return_tensors="pt")
+            with _one_thread():
+                logits = network(**inputs).logits_per_image[0]
+        except Exception as error:
+            raise CheckpointError(f"transformers fails on the picture: {networks.one_line(error)}") from error
+    values: NDArray[np.float32] = logits.numpy()
+    return values
 
 
 def _load_processor(checkpoint: Checkpoint) -> Any:
@@ -130,22 +155,6 @@ def _tokens(processor: Any, text: str, **options: int) -> Any:
         raise CheckpointError(
             f"transformers' tokenizer fails on {text[:200]!r}: {networks.one_line(error)}"
         ) from error
-
-
-def _unembedded_tokens(tokenizer: Any, always: list[int], rows: int) -> tuple[str, ...]:
-    """Returns the tokens without a row in the embeddings.
-
-    Raises:
-        CheckpointError: One of them is part of every text, or is the unknown token.
-    """
-    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
-    fatal = [beyond[index] for index in (*always, tokenizer.unk_token_id) if index in beyond]
-    if fatal:
-        raise CheckpointError(
-            f"the token {fatal[0]!r} has an id beyond the {rows} rows of the word embeddings (vocab_size); "
-            "the tokenizer belongs to another model, or the embeddings were not resized with it"
-        )
-    return tuple(token for _, token in sorted(beyond.items()))
 
 
 def _pixel_values(processor: Any) -> NDArray[np.float32]:

@@ -18,7 +18,8 @@ EVENTS: Mapping[str, str] = {
     "gpu_unused": "The server runs on the CPU of a machine with a GPU; `reason` says why.",
     "gpu_metrics_unavailable": "NVIDIA's management library is missing, so there are no GPU metrics.",
     "converting": "OpenVINO converts the checkpoint, once.",
-    "conversion_damaged": "A cached conversion is damaged and is made again; `reason` names the files.",
+    "conversion_damaged": "A cached or included conversion is damaged, or was made from other files, and is "
+    "made again; `reason` names the files.",
     "cache_not_writable": "The cache directory is not writable, so each start converts the checkpoint, or "
     "compiles kernels, again.",
     "cosine_similarity_too_low": "Embeddings are too far from the reference; "

@@ -112,6 +112,10 @@ class Certificates:
         listening.sni_callback = renew  # called even if the client names no server
         return listening
 
+    def objection(self) -> str | None:
+        """Returns why connections would fail now; None if they would not."""
+        return self._in_use.objection(datetime.now(UTC))
+
     def _current(self) -> _Loaded:
         """Returns the content of the files, after a look whether they have changed."""
         with self._renewing:

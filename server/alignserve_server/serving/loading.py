@@ -54,7 +54,7 @@ def load_encoder(settings: Settings, worker: int = 0) -> Encoder:
     try:
         # A prepared checkpoint always runs on the CPU, even if there are other devices.
         is_prepared = not isinstance(checkpoint, Checkpoint)
-        device = settings.device if is_prepared else _device(settings, worker)
+        device = settings.device if is_prepared else worker_device(settings, worker)
         limits = batch_limits(settings, "cpu" if is_prepared else device)
         return load_align(
             checkpoint,
@@ -262,8 +262,13 @@ def _plain_inputs(encoder: Encoder) -> tuple[PixelValues, TokenIds]:
     return pixels, text.token_ids
 
 
-def _device(settings: Settings, worker: int) -> str:
-    """Returns the device of a worker. Raises StartupError if there are fewer GPUs than workers."""
+def worker_device(settings: Settings, worker: int) -> str:
+    """Returns the device of a worker.
+
+    Raises:
+        ValueError: It does not exist or cannot be used.
+        StartupError: There are fewer GPUs than workers.
+    """
     from alignserve_server.model.align import resolved_device
 
     # With several workers each would keep some memory of the first GPU.

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from alignserve.curate.duplicates import NearDuplicates
 from alignserve.curate.language import detect, has_noun
 from alignserve.curate.pictures import PictureProcesses
 from PIL import Image
@@ -50,15 +48,6 @@ def _texts(what: str, measure: Callable[[str], object]) -> str:
     return f"{what}: {20 * len(texts) / (time.process_time() - start):,.0f} texts a CPU second"
 
 
-def _near(rows: int, dimension: int = 640) -> str:
-    vectors = np.random.default_rng(0).normal(size=(rows, dimension)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    start = time.perf_counter()
-    for _ in NearDuplicates(vectors, 0.9).blocks():
-        pass
-    return f"near-duplicates among {rows:,} rows: {time.perf_counter() - start:,.1f} s"
-
-
 def main() -> None:
     for side, count in ((256, 2000), (640, 600), (4000, 20)):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -68,7 +57,6 @@ def main() -> None:
         print(f"{line}; {cpu / count * 1e3:.1f} ms of CPU each, with startup; {after.ru_maxrss / 1e3:.0f} MB")
     print(_texts("language", detect))
     print(_texts("nouns", has_noun))
-    print(_near(50_000))
 
 
 if __name__ == "__main__":

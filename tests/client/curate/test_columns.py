@@ -57,3 +57,12 @@ def test_sides_of_zero_have_no_ratio() -> None:
 
     assert (columns["aspect_ratio"], columns["min_side"]) == (None, None)
     assert whole_number(1.5) is None
+
+
+@pytest.mark.parametrize("side", [1e19, -5, math.inf, "1e400", 0.5])
+def test_impossible_sides_are_missing(side: object) -> None:
+    """One absurd number in a source fails no run: columns have 64 bits."""
+    columns = picture_columns(Row("key", None, "text", {"width": side, "height": 200, "bytes": side}), None)
+
+    assert (columns["width"], columns["aspect_ratio"], columns["min_side"]) == (None, None, None)
+    assert columns["bytes"] in (None, -5)

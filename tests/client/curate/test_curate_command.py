@@ -131,6 +131,14 @@ def test_a_folder_is_resumed_only_if_asked(run: Any) -> None:
         (["--top", "0.5"], "leave out --no-similarity"),
         (["--without", "NO_NOUN"], "no rule NO_NOUN"),
         (["--scorer", "x=absent_module:f"], "cannot be loaded"),
+        (["--scorer", "width=math:sqrt"], "scorer math:sqrt cannot fill width"),
+        (["--scorer", "x=math:sqrt", "--scorer", "x=math:sin"], "scorer math:sin cannot fill x"),
+        (["--min", "text=3"], "the column text has texts"),
+        (["--top", "language=0.5"], "the column language has texts"),
+        (["--min", "width=3", "--max", "width=2"], "no width is at least 3 and at most 2"),
+        (["--blocked-words", "absent.txt"], "absent.txt cannot be read: No such file"),
+        (["--blocked-words", sys.executable], "is not a text in UTF-8"),
+        (["--near-duplicates", "absent", "--min-cosine", "0.95"], "absent has no part-"),
     ],
 )
 def test_options_that_cannot_be_followed_are_refused(
@@ -144,7 +152,21 @@ def test_options_that_cannot_be_followed_are_refused(
     assert not (tmp_path / "curated").exists()
 
 
-@pytest.mark.parametrize("option", ["--top=0", "--top=1.5", "--top=x", "--min=1", "--min=a=b", "--max==1"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--top=0",
+        "--top=1.5",
+        "--top=x",
+        "--min=1",
+        "--min=a=b",
+        "--max==1",
+        "--min=a=nan",
+        "--min-cosine=1.01",
+        "--min-cosine=nan",
+        "--language=english",
+    ],
+)
 def test_malformed_options_are_named(run: Any, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With what they should look like."""
     with pytest.raises(SystemExit) as ended:
@@ -160,6 +182,22 @@ def test_near_duplicates_need_a_cosine(run: Any, tmp_path: Path) -> None:
         run("--near-duplicates", tmp_path)
 
     assert ended.value.code == 2
+
+
+def test_near_duplicates_are_counted_and_the_search_is_named(run: Any, source: Path, tmp_path: Path) -> None:
+    """In what the command prints and in the manifest. The server has read a picture that fails here."""
+    vectors = tmp_path / "vectors"
+    vectors.mkdir()
+    with FakeServer() as server:
+        assert main(["embed-dataset", str(source), "--to", str(vectors), "--server", server.target]) == 0
+
+    code, out, err, rows = run("--near-duplicates", vectors, "--min-cosine", "0.000001")
+
+    search = json.loads((tmp_path / "curated/manifest.json").read_text())["curation"]["searches"]
+    assert (code, out.split(";")[0][:10]) == (1, "10 rows in")
+    assert "exact search among 9 rows" in err
+    assert search["NEAR_DUPLICATE"]["is_exact"]
+    assert rows[0]["reasons"] == []
 
 
 def test_a_tar_keeps_what_img2dataset_writes(tmp_path: Path) -> None:

@@ -1,15 +1,13 @@
-"""Lists of hashes, and rows that look alike by their vectors."""
+"""Lists of hashes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from alignserve.curate.duplicates import HashListError, NearDuplicates, PhashSet, load_embeddings
-from numpy.typing import NDArray
+from alignserve.curate.duplicates import HashListError, PhashSet
 
 _HASHES = ["c9b6a7d8469c1959", "0000000000000000", "ffffffffffffffff"]
 
@@ -79,98 +77,3 @@ class TestLists:
         pq.write_table(pa.table({"a": _HASHES, "b": _HASHES}), tmp_path / "b")
         with pytest.raises(HashListError, match="has no column image_phash or phash or hash"):
             PhashSet.load(tmp_path / "b")
-
-
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def _groups(rows: int, seed: int = 0) -> NDArray[np.float32]:
-    """Returns vectors, many of which are close to some others."""
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(rows // 4, 16))
-    return _unit(centres[rng.integers(0, len(centres), rows)] + rng.normal(scale=0.15, size=(rows, 16)))
-
-
-def _expected(vectors: NDArray[np.float32], bound: float, is_in: NDArray[np.bool_]) -> list[int]:
-    """Decides row by row, in the plainest way."""
-    found: list[int] = []
-    for row, vector in enumerate(vectors):
-        near = (
-            other
-            for other in range(row)
-            if is_in[other] and found[other] < 0 and np.float32(vector @ vectors[other]) >= np.float32(bound)
-        )
-        found.append(next(near, -1) if is_in[row] else -1)
-    return found
-
-
-class TestNearDuplicates:
-    """Rows whose vectors are close."""
-
-    @pytest.mark.parametrize("block_rows", [1, 7, 64, 1000])
-    def test_blocks_decide_as_row_by_row(self, block_rows: int) -> None:
-        """Whatever the size of the blocks."""
-        vectors = _groups(200)
-        is_in = np.random.default_rng(1).random(200) > 0.2
-
-        found = np.concatenate(list(NearDuplicates(vectors, 0.95, block_rows).blocks(is_in)))
-
-        assert found.tolist() == _expected(vectors, 0.95, is_in)
-        assert 20 < np.count_nonzero(found >= 0) < 150
-
-    def test_a_row_that_goes_takes_no_other_with_it(self) -> None:
-        """Of a chain of rows, each close to the next, every other one stays."""
-        angles = np.deg2rad([0, 10, 20, 30, 40])
-        vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-
-        (found,) = NearDuplicates(vectors, float(np.cos(np.deg2rad(15)))).blocks()
-
-        assert found.tolist() == [-1, 0, -1, 2, -1]
-
-    def test_it_resumes_where_it_was(self) -> None:
-        """Decided rows are not compared again, and the others are decided as before."""
-        near = NearDuplicates(_groups(300), 0.95, 64)
-        whole = list(near.blocks())
-
-        resumed = list(near.blocks(decided=np.concatenate(whole[:2])))
-
-        assert np.concatenate(resumed).tolist() == np.concatenate(whole[2:]).tolist()
-
-    @pytest.mark.parametrize("bound", [0, -0.5, 1.1, float("nan")])
-    def test_a_bound_must_be_a_cosine(self, bound: float) -> None:
-        """0.95, for example."""
-        with pytest.raises(ValueError, match="is not above 0 and at most 1"):
-            NearDuplicates(_groups(8), bound)
-
-
-class TestEmbeddings:
-    """Vectors of an `embed-dataset` output."""
-
-    @pytest.mark.parametrize("dtype", [pa.float32(), pa.float16()])
-    def test_parts_are_read_in_their_order(self, dtype: pa.DataType, tmp_path: Path) -> None:
-        """As normalized float32, whatever they were stored as."""
-        vectors = _groups(40)
-        for part in range(2):
-            rows = vectors[20 * part : 20 * part + 20]
-            flat = pa.array(rows.ravel().astype(dtype.to_pandas_dtype()), dtype)
-            table = pa.table(
-                {
-                    "key": [f"{part}-{row}" for row in range(20)],
-                    "image_embedding": pa.FixedSizeListArray.from_arrays(flat, 16),
-                }
-            )
-            pq.write_table(table, tmp_path / f"part-{part}.parquet")
-
-        keys, found = load_embeddings(
-            sorted(tmp_path.glob("*.parquet")), "image_embedding", tmp_path / "vectors"
-        )
-
-        assert keys == [f"{part}-{row}" for part in range(2) for row in range(20)]
-        assert found == pytest.approx(vectors, abs=1e-3)
-        assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-6)
-
-    def test_no_vectors_are_an_error(self, tmp_path: Path) -> None:
-        """Rather than no duplicates."""
-        with pytest.raises(ValueError, match="no vectors"):
-            load_embeddings([], "image_embedding", tmp_path / "vectors")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from alignserve.curate import rules
-from alignserve.curate.columns import collapsed, picture_columns, text_columns
+from alignserve.curate.columns import picture_columns, text_columns, with_whitespace
 from alignserve.curate.duplicates import PhashSet
 from alignserve.curate.pictures import Picture
-from alignserve.curate.presets import PRESETS, coyo, datacomp_basic, laion
+from alignserve.curate.presets import PRESETS, coyo
 from alignserve.curate.rules import DuplicateRule, FrequencyRule, Rule, RuleSet
 from alignserve.datasets.row import Row
 
@@ -92,50 +92,12 @@ def test_coyo_boundaries(change: dict[str, Any], expected: list[str]) -> None:
     assert reasons(coyo(), pair(**change)) == expected
 
 
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"text": "red bicycle"}, ["TOO_FEW_WORDS"]),
-        ({"text": "a b c"}, ["TEXT_TOO_SHORT"]),
-        ({"text": "a b cd"}, []),
-        ({"text": "le petit velo"}, ["OTHER_LANGUAGE"]),
-        ({"width": 199}, ["TOO_SMALL"]),
-        ({"width": 200}, []),
-        ({"width": 900}, []),
-        ({"width": 901}, ["ASPECT_RATIO_TOO_HIGH"]),
-        ({"size": 10}, []),
-        ({"width": 64, "height": 64, "original_width": 200, "original_height": 600}, []),
-        ({"original_width": 200, "original_height": 601}, ["ASPECT_RATIO_TOO_HIGH"]),
-    ],
-)
-def test_datacomp_boundaries(change: dict[str, Any], expected: list[str]) -> None:
-    """DataComp's basic filter looks at the original's size, and not at bytes."""
-    assert reasons(datacomp_basic(), pair(**change)) == expected
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"text": "a bc"}, ["TEXT_TOO_SHORT"]),
-        ({"text": "a bcd"}, []),
-        ({"size": 4_999}, ["TOO_FEW_BYTES"]),
-        ({"size": 5_000}, []),
-        ({"text": "le velo"}, []),
-        ({"width": 1, "height": 1000}, []),
-    ],
-)
-def test_laion_boundaries(change: dict[str, Any], expected: list[str]) -> None:
-    """LAION keeps a text of five characters, any language and any shape."""
-    assert reasons(laion(), pair(**change)) == expected
-
-
 def test_presets_count_and_compare_rows_as_published() -> None:
-    """COYO drops frequent texts and equal (hash, text), LAION equal (URL, text); none cuts by similarity."""
+    """COYO drops frequent texts and equal (hash, text); no preset cuts by similarity."""
     assert [rule for rule in coyo().rules if not isinstance(rule, Rule)] == [
         FrequencyRule(10),
         DuplicateRule(("image_phash", "text")),
     ]
-    assert laion().rules[-1] == DuplicateRule(("url", "text"))
     assert not any("similarity" in column for make in PRESETS.values() for column in make().columns())
 
 
@@ -143,10 +105,10 @@ def test_white_space_collapses_and_entities_stay() -> None:
     """The example of COYO's README."""
     text = "\n       \n          Load image into Gallery viewer, valentine&amp;#39;s day roses\n      \n"
 
-    assert collapsed(text) == "Load image into Gallery viewer, valentine&amp;#39;s day roses"
-    assert collapsed("a\u00a0b\u3000\tc") == "a b c"
-    assert coyo().collapses_whitespace
-    assert not datacomp_basic().collapses_whitespace
+    found = with_whitespace(text, coyo().whitespace)
+
+    assert found == "Load image into Gallery viewer, valentine&amp;#39;s day roses"
+    assert with_whitespace("a\u00a0b\u3000\tc", "collapsed") == "a b c"
 
 
 def test_a_pair_without_a_picture_goes() -> None:
@@ -231,3 +193,12 @@ def test_lists_are_part_of_a_rules_identity() -> None:
     first, second = RuleSet((rules.blocked_words(["a"]),)), RuleSet((rules.blocked_words(["b"]),))
 
     assert first.boundaries() != second.boundaries()
+
+
+def test_cuts_that_leave_no_row_are_refused() -> None:
+    """One value can be asked for; of other columns any."""
+    low, high = rules.min_cut("width", 200), rules.max_cut("width", 200)
+
+    assert RuleSet((low, high, rules.max_cut("height", 100))).names
+    with pytest.raises(ValueError, match="no width is at least 201 and at most 200; all rows would go"):
+        RuleSet((rules.min_cut("width", 201), high))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from alignserve.curate import rules
 from alignserve.curate.measuring import Measures
 from alignserve.curate.pictures import Picture
 from alignserve.curate.plan import Options, Plan
-from alignserve.curate.rules import DuplicateRule, FractionRule, FrequencyRule, RuleSet
+from alignserve.curate.rules import DuplicateRule, FractionRule, FrequencyRule, NearDuplicateRule, RuleSet
 from alignserve.curate.run import Here, OnProgress, Outcome, curate
 from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing
@@ -120,7 +121,7 @@ def test_pairs_come_out_with_columns_verdict_and_reasons(tmp_path: Path) -> None
     """In the order of the source, with COYO's columns first."""
     files = [Rows("a", rows(4)), Rows("b", [Row("void", b"image", "void", {"url": "u"})])]
 
-    outcome = run(tmp_path, plan_of(files, [rules.has_noun()], collapses_whitespace=True))
+    outcome = run(tmp_path, plan_of(files, [rules.has_noun()], whitespace="collapsed"))
 
     found = read(tmp_path)
     assert balanced(outcome) == (4, 1, 0)
@@ -259,6 +260,35 @@ def test_a_killed_run_resumes_without_losing_or_repeating_rows(tmp_path: Path, a
     assert [(row["key"], row["reasons"]) for row in read(tmp_path)] == list(verdicts.items())
     assert json.loads((tmp_path / "report.json").read_text())["rows_in"] == 8
     assert (tmp_path / "failures.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["measured", "compared", "written"])
+@pytest.mark.parametrize("rows_per_shard", [3, 100])
+def test_near_duplicates_are_the_same_after_a_kill(tmp_path: Path, stage: str, rows_per_shard: int) -> None:
+    """In any pass, and whatever the size of the shards."""
+    files = [Rows("a", rows(8)), Rows("b", [Row("bad", b"bad", "text"), *rows(8, first=8)])]
+    vectors = np.random.default_rng(0).normal(size=(6, 8))[np.arange(17) % 6]
+    table = pa.table(
+        {"key": [row.key for file in files for row in file.content], "image_embedding": list(vectors)}
+    )
+    (tmp_path / "vectors").mkdir()
+    pq.write_table(table, tmp_path / "vectors/part-00000-00000.parquet")
+    plan = plan_of(
+        files, [NearDuplicateRule(tmp_path / "vectors", 0.99)], options=Options(rows_per_shard=rows_per_shard)
+    )
+
+    def die(at: str, count: int) -> None:
+        if at == stage:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        curate(plan, tmp_path / "to", resume=False, workers=Here(plan, die), on_progress=die)
+    outcome = curate(plan, tmp_path / "to", resume=True)
+
+    assert balanced(outcome) == (6, 10, 1)
+    assert [row["key"] for row in read(tmp_path / "to") if row["verdict"] == "kept"] == [
+        f"key {number}" for number in range(6)
+    ]
 
 
 def test_rows_are_not_measured_again_by_a_resumed_run(tmp_path: Path) -> None:

@@ -41,7 +41,14 @@ async def embed_dataset(
             "sources": [{"name": file.name, "digest": file.digest()} for file in dataset.files],
         }
         output = stack.enter_context(OutputFolder.create(folder, manifest, resume=resume))
-        sink = layout(dataset.schema, chosen.kinds, servers.info, chosen.dtype, has_text=dataset.has_texts)
+        sink = layout(
+            dataset.schema,
+            chosen.kinds,
+            servers.info,
+            chosen.dtype,
+            has_text=dataset.has_texts,
+            has_path=dataset.has_image_files,
+        )
         await embed(dataset, output, sink, servers, chosen, counter=counter)
         return output.finish(skipped=dataset.skipped, problems=dataset.problems)
 

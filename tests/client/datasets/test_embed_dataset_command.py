@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from alignserve import cli
+from alignserve._cli import arguments, embedding_job
 from alignserve._cli.job_progress import JobProgress
+from alignserve.datasets.embedding import embed
 from alignserve.testing import FakeServer
 
 from tests.client.datasets.jobs import rows_of
@@ -342,3 +344,75 @@ def test_progress_on_a_terminal_is_one_line() -> None:
     progress.finish()
 
     assert out.text == "\r\x1b[K1 rows, 0.5/s, 0 failed, 1/4 files, ETA 0:00:06\r\x1b[K"
+
+
+def test_paths_of_image_files_are_kept(run: Run, tmp_path: Path) -> None:
+    """Absolute, so that a contact sheet finds the pictures; a name that is not UTF-8 is a URL."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in (b"a.jpg", b"b\xff.jpg"):
+        (photos / os.fsdecode(name)).write_bytes(name)
+
+    code = run(photos)
+
+    assert code == 0
+    table = rows_of(tmp_path / "out")
+    assert table.column_names == ["key", "image_embedding", "path"]
+    assert table["path"].to_pylist() == [f"{photos}/a.jpg", f"file://{photos}/b%FF.jpg"]
+
+
+def test_a_column_that_is_called_path_is_kept_beside_it(run: Run, tmp_path: Path) -> None:
+    """It is renamed as others whose name is taken."""
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    (tmp_path / "t.csv").write_text("image,path\na.jpg,kept\n")
+
+    run(tmp_path / "t.csv", "--columns", "path")
+
+    table = rows_of(tmp_path / "out")
+    assert table["path"].to_pylist() == [str(tmp_path / "a.jpg")]
+    assert table["source_path"].to_pylist() == ["kept"]
+
+
+def test_a_server_that_stays_away_is_named_once(
+    run: Run, texts: Path, server: FakeServer, capsys: Any
+) -> None:
+    """With what the connection said, and advice, in one sentence each."""
+    server.break_stream(0, times=1000)
+
+    code = run(texts, "--max-outage-seconds", "0.3")
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert code == 3
+    assert last.startswith("alignserve: no server has answered for 0.3 s; the last error is: ")
+    assert "start alignserve-server" not in last
+
+
+def test_a_source_that_changes_during_the_run_is_a_problem(
+    texts: Path, server: FakeServer, tmp_path: Path, capsys: Any
+) -> None:
+    """Its rows may be of both versions, so the run is not a success."""
+    args = arguments.parser().parse_args(
+        ["embed-dataset", str(texts), "--to", str(tmp_path / "out"), "--server", server.target]
+    )
+
+    async def embed_and_change(*given: Any, **options: Any) -> None:
+        await embed(*given, **options)
+        with texts.open("a") as file:
+            file.write("late,u30\n")
+
+    code = embedding_job.run(args, embed_and_change)
+
+    assert code == 1
+    assert "source texts.csv has changed during the run" in capsys.readouterr().err
+    assert len(manifest_in(tmp_path / "out")["ledger"]["problems"]) == 1
+
+
+@pytest.mark.parametrize("source", ["out", "out/*"])
+def test_an_output_can_be_a_source(run: Run, texts: Path, tmp_path: Path, source: str) -> None:
+    """Of this command, or of `curate`: its account is not taken for rows of another kind."""
+    run(texts)
+
+    code = run(tmp_path / source, to="again")
+
+    assert code == 0
+    assert rows_of(tmp_path / "again")["text"].to_pylist() == rows_of(tmp_path / "out")["text"].to_pylist()

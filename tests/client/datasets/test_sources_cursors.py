@@ -117,7 +117,6 @@ def write_random_csv(path: Path, rows: list[list[str]]) -> None:
     path.write_bytes("\r\n".join(["text,n", *quoted]).encode())
 
 
-@few
 @given(st.lists(st.lists(st.text(st.characters(codec="utf-8")), min_size=2, max_size=2)))
 def test_quoted_cells_survive(rows: list[list[str]]) -> None:
     """Any Unicode text, byte for byte."""

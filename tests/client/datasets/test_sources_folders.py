@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from alignserve.datasets.source import SourceError
 
 from tests.client.datasets.reading import opened, read, reasons, rows, texts
+
+_NOBODY = 65534
 
 
 def write(folder: Path, *names: str, content: bytes = b"image") -> None:
@@ -21,6 +25,19 @@ def write(folder: Path, *names: str, content: bytes = b"image") -> None:
 
 def keys(folder: Path) -> list[str]:
     return [row.key for row in read(folder)]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of a user who may not enter every folder, and is that user if the tests run as root."""
+    with TemporaryDirectory() as name:
+        if os.getuid() == 0:
+            os.chown(name, _NOBODY, _NOBODY)
+            os.seteuid(_NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(os.getuid())
 
 
 def test_files_come_before_folders_and_sorted(tmp_path: Path) -> None:
@@ -43,11 +60,11 @@ def test_sidecar_files_are_not_rows(tmp_path: Path) -> None:
 
 def test_kinds_that_are_not_taken_are_counted(tmp_path: Path) -> None:
     """Formats that not every server reads are skipped by suffix, unless they are asked for."""
-    write(tmp_path, "a.jpg", "b.heic", "c.TIFF", "d.tiff", "README", "notes.txt", "list.csv")
+    write(tmp_path, "a.jpg", "b.heic", "c.TIFF", "d.tiff", "README", "notes.txt", "c.pdf")
 
     dataset = opened(tmp_path)
 
-    assert dataset.skipped == {".heic": 1, ".tiff": 2, "without suffix": 1, ".txt": 1, ".csv": 1}
+    assert dataset.skipped == {".heic": 1, ".tiff": 2, "without suffix": 1, ".txt": 1, ".pdf": 1}
     assert len(read(tmp_path, image_suffixes=frozenset({".jpg", ".heic"}))) == 2
 
 
@@ -58,17 +75,29 @@ def test_suffixes_in_upper_case_are_found(tmp_path: Path) -> None:
     assert len(keys(tmp_path)) == 3
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
-def test_a_folder_without_permission_is_a_problem(tmp_path: Path) -> None:
+def test_permission_is_told_from_absence(folder: Path) -> None:
+    """Whether a file is in a folder that may not be entered is not known."""
+    write(folder, "open/a.jpg", "closed/a.jpg")
+    (folder / "closed").chmod(0)
+
+    with pytest.raises(SourceError, match=r"closed/a\.jpg: Permission denied"):
+        opened(folder / "closed/a.jpg")
+    with pytest.raises(SourceError, match=r"matches no file; .*closed: Permission denied"):
+        opened(folder / "closed/*.jpg")
+    assert opened(folder / "*/a.jpg").problems == [f"{folder / 'closed/a.jpg'}: Permission denied"]
+    (folder / "closed").chmod(0o700)
+
+
+def test_a_folder_without_permission_is_a_problem(folder: Path) -> None:
     """It is named, and the other folders are read."""
-    write(tmp_path, "a.jpg", "closed/b.jpg")
-    (tmp_path / "closed").chmod(0)
+    write(folder, "a.jpg", "closed/b.jpg")
+    (folder / "closed").chmod(0)
 
-    dataset = opened(tmp_path)
+    dataset = opened(folder)
 
-    (tmp_path / "closed").chmod(0o700)
+    (folder / "closed").chmod(0o700)
     assert [row.key for row in rows(dataset)] == ["a.jpg"]
-    assert dataset.problems == [f"{tmp_path / 'closed'}: Permission denied"]
+    assert dataset.problems == [f"{folder / 'closed'}: Permission denied"]
 
 
 def test_a_folder_that_cannot_be_listed_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,12 +364,16 @@ def test_a_name_with_magic_characters_is_not_a_pattern_if_it_exists(tmp_path: Pa
         ("https://example.org/a.jpg", "is a URL"),
         ("empty", "nothing to read was found"),
         ("pipe", "named pipe, not a file"),
+        ("x" * 300, "File name too long"),
+        ("*/" + "x" * 300, "matches no file; .*File name too long"),
+        ("loop/a.jpg", "Too many levels of symbolic links"),
     ],
 )
 def test_sources_that_cannot_be_read_are_refused(tmp_path: Path, source: str, message: str) -> None:
     """The error says what is wrong, before any row is read, and a named pipe does not hang."""
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
 
     with pytest.raises(SourceError, match=message):
         opened(source if "://" in source else tmp_path / source)
@@ -350,6 +383,67 @@ def test_images_next_to_tars_need_a_choice(tmp_path: Path) -> None:
     """One of them would be lost; the error names both, and `kind` chooses."""
     write(tmp_path, "a.jpg", "b.tar")
 
-    with pytest.raises(SourceError, match="1 of images, 1 of tar"):
+    with pytest.raises(SourceError, match=r"1 of images \(such as a.jpg\), 1 of tar \(such as b.tar\)"):
         opened(tmp_path)
     assert len(read(tmp_path, kind="images")) == 1
+
+
+@pytest.mark.parametrize("table", ["data/0.parquet", "list.csv", "metadata.jsonl", "shards/0.tar"])
+def test_a_folder_with_images_and_other_data_needs_a_choice(tmp_path: Path, table: str) -> None:
+    """One preview next to a dataset would be its only row; the error names both kinds and the options."""
+    write(tmp_path, "preview.png", table)
+    kind = opened(tmp_path, kind="images")
+
+    with pytest.raises(
+        SourceError, match=r"1 of images \(such as preview\.png\).*choose --kind .* or --kind"
+    ):
+        opened(tmp_path)
+    assert kind.skipped == {Path(table).suffix: 1}
+
+
+def test_a_pattern_of_several_kinds_needs_a_choice(tmp_path: Path) -> None:
+    """As its folder does; patterns of one kind each may be given together."""
+    write(tmp_path, "a.jpg")
+    (tmp_path / "b.csv").write_text("text\nb\n")
+
+    with pytest.raises(SourceError, match=r"\* holds files of several kinds: 1 of csv .*, 1 of images"):
+        opened(tmp_path / "*")
+    assert [row.key for row in read(tmp_path / "*.jpg", tmp_path / "*.csv")] == ["a.jpg", "b.csv:2"]
+    chosen = opened(tmp_path / "*", kind="images")
+    assert [row.key for row in rows(chosen)] == ["a.jpg"]
+    assert chosen.skipped == {".csv": 1}
+
+
+@pytest.mark.parametrize("name", ["images.zip", "a.7z", "b.RAR", "c.arrow", "d.xlsx", "e.csv.gz", "f.tgz"])
+def test_archives_and_formats_that_are_not_read_are_problems(tmp_path: Path, name: str) -> None:
+    """They may hold the rows; once images are chosen, they are counted as skipped."""
+    write(tmp_path, "preview.png", name)
+
+    problems = opened(tmp_path).problems
+    pattern = opened(tmp_path / "*").problems
+    chosen = opened(tmp_path, kind="images")
+
+    assert len(problems) == len(pattern) == 1
+    assert problems[0].startswith(f"{tmp_path / name} is ")
+    assert problems[0].endswith("leave it out with --kind images")
+    assert (chosen.problems, chosen.skipped.total()) == ([], 1)
+
+
+def test_a_pattern_names_what_it_cannot_look_at(tmp_path: Path) -> None:
+    """A file that may be there is not one that is not; links in a loop match nothing."""
+    write(tmp_path, "a/b.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    name = "x" * 300
+
+    assert opened(tmp_path / "*/b.jpg").problems == []
+    with pytest.raises(SourceError, match=f"a/{name}: File name too long"):
+        opened(tmp_path / "*" / name)
+
+
+def test_a_text_that_cannot_be_looked_at_fails_its_row(tmp_path: Path) -> None:
+    """Its row is not one without a text."""
+    name = "x" * 250
+    write(tmp_path, f"{name}.jpg", "b.jpg")
+    (tmp_path / "b.long-suffix").write_text("text")
+
+    assert reasons(read(tmp_path, text_column="long-suffix")) == [None, "TEXT_UNREADABLE"]

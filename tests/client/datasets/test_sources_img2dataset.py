@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from alignserve.datasets.source import SourceError
 from pyarrow import parquet
 
 from tests.client.datasets.reading import opened, reasons, rows, tar_of, texts
@@ -139,3 +140,46 @@ def test_tfrecord_is_a_problem(tmp_path: Path) -> None:
     assert len(rows(dataset)) == 2
     assert len(dataset.problems) == 1
     assert "TFRecord" in dataset.problems[0]
+
+
+@pytest.mark.parametrize("write", [write_files, write_webdataset])
+@pytest.mark.parametrize("source", ["", "*"])
+def test_metadata_are_recognized_without_statistics(tmp_path: Path, write: Any, source: str) -> None:
+    """Datasets are often passed on without them; the rows are not read a second time."""
+    for shard in ("00000", "00001"):
+        write(tmp_path, shard)
+
+    dataset = opened(tmp_path / source)
+
+    assert texts(rows(dataset)) == [f"caption {key}" for key in KEYS] * 2
+    assert dataset.skipped["metadata of img2dataset"] == 2
+    assert not dataset.problems
+
+
+@pytest.mark.parametrize("write", [write_files, write_webdataset])
+def test_a_pattern_leaves_out_what_is_next_to_the_shards(tmp_path: Path, write: Any) -> None:
+    """Metadata and statistics are not rows."""
+    write(tmp_path, "00000")
+    write_statistics(tmp_path, "00000", 3, 2)
+
+    dataset = opened(tmp_path / "*")
+
+    assert len(rows(dataset)) == 2
+    assert dataset.skipped["not downloaded by img2dataset"] == 1
+
+
+def test_parquet_with_images_is_not_metadata(tmp_path: Path) -> None:
+    """Whatever its name: it is data next to a folder of images."""
+    write_parquet(tmp_path, "2023")
+    (tmp_path / "2023").mkdir()
+    (tmp_path / "2023/preview.jpg").write_bytes(b"image")
+
+    with pytest.raises(SourceError, match=r"1 of images .*, 1 of parquet"):
+        opened(tmp_path)
+
+
+def test_metadata_can_be_asked_for(tmp_path: Path) -> None:
+    """By their kind; they have the texts of all rows."""
+    write_webdataset(tmp_path, "00000")
+
+    assert texts(rows(opened(tmp_path, kind="parquet"))) == [f"caption {key}" for key in KEYS]

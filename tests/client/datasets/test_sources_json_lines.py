@@ -199,3 +199,14 @@ def test_a_file_is_recognized_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b' {"text": "a"}\n')
 
     assert texts(read(tmp_path / "data")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content", [b'[{"text": "a"}]\n', b'{\n"text": "a"\n}\n', '{"text": "a"}\n'.encode("utf-16")]
+)
+def test_files_without_objects_in_their_lines_are_refused(path: Path, content: bytes) -> None:
+    """An array, an object over several lines, another encoding."""
+    path.write_bytes(content)
+
+    with pytest.raises(SourceError, match="none of its first 100 lines is a JSON object"):
+        opened(path)

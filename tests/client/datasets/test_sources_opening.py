@@ -93,7 +93,7 @@ def test_a_folder_of_tables_of_several_kinds_needs_a_choice(tmp_path: Path) -> N
     (tmp_path / "a.csv").write_text("text\na\n")
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
 
-    with pytest.raises(SourceError, match="1 of csv, 1 of json-lines"):
+    with pytest.raises(SourceError, match=r"1 of csv \(.*\), 1 of json-lines"):
         opened(tmp_path)
     dataset = opened(tmp_path, kind=Kind.CSV)
     assert texts(rows(dataset)) == ["a"]
@@ -187,3 +187,26 @@ def test_paths_lead_anywhere_and_pipes_fail(tmp_path: Path) -> None:
     unreadable: list[Any] = ["IMAGE_UNREADABLE"] * 2
     assert reasons(found) == [None, "IMAGE_NOT_A_FILE", "IMAGE_NOT_A_FILE", *unreadable]
     assert all(len(row.failure.message) < 300 for row in found if row.failure)
+
+
+def test_keys_of_a_column_are_unique_among_all_sources(tmp_path: Path) -> None:
+    """One may be the name of a picture, or of a sample in a tar."""
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    (tmp_path / "0.tar").write_bytes(tar_of([("0.jpg", b"image")]))
+    for key, place in (("a.jpg", "a.jpg"), ("0.tar/0", "0.tar"), ("b", None)):
+        (tmp_path / "t.csv").write_text(f"id,text\n{key},x\n")
+        sources = [tmp_path / name for name in ("t.csv", "a.jpg", "0.tar")]
+
+        if place is None:
+            assert [row.key for row in read(*sources, key_column="id")] == ["b", "a.jpg", "0.tar/0"]
+        else:
+            with pytest.raises(SourceError, match=f"the key '{key}' comes twice, in .*{place}"):
+                opened(*sources, key_column="id")
+
+
+def test_a_column_of_keys_needs_a_table(tmp_path: Path) -> None:
+    """Pictures and tars have none; the option would do nothing."""
+    (tmp_path / "a.jpg").write_bytes(b"image")
+
+    with pytest.raises(SourceError, match="keys should be in the column 'id', but no source is a table"):
+        opened(tmp_path, key_column="id")

@@ -328,3 +328,22 @@ def test_rows_that_img2dataset_could_not_download_fail_with_its_message(path: Pa
     assert found[1].failure is not None
     assert found[1].failure.message == "img2dataset: failed_to_download: HTTP Error 404"
     assert texts(read(path, image_column="")) == ["a", "b", "c"]
+
+
+def test_nested_times_in_nanoseconds_are_kept(tmp_path: Path) -> None:
+    """Python's own times are coarser; their rows do not fail for that."""
+    types = [
+        pa.list_(pa.timestamp("ns", "UTC")),
+        pa.list_(pa.duration("ns"), 1),
+        pa.large_list(pa.time64("ns")),
+    ]
+    columns = {str(number): pa.array([[1], None], type_) for number, type_ in enumerate(types)}
+    columns["struct"] = pa.array([{"t": 2**60 + 1}, None], pa.struct([("t", pa.timestamp("ns"))]))
+    columns["map"] = pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.timestamp("ns")))
+    parquet.write_table(pa.table({"text": ["a", "b"], **columns}), tmp_path / "a.parquet")
+
+    dataset = opened(tmp_path / "a.parquet", columns=["*"])
+
+    kept = [row.columns for row in rows(dataset)]
+    for name, column in columns.items():
+        assert pa.array([row[name] for row in kept], column.type).equals(column)

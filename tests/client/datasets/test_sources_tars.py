@@ -332,3 +332,49 @@ def test_sparse_members_are_whole(path: Path) -> None:
     path.write_bytes(file.getvalue())
 
     assert [row.image for row in read(path)] == [b"x" + bytes(8) + b"y"]
+
+
+@pytest.mark.parametrize(
+    ("late", "option"),
+    [
+        (member("late.txt", b"text"), {"text_column": "txt"}),
+        (member("late.json", b'{"caption": "text"}'), {"text_column": "caption"}),
+    ],
+)
+def test_a_text_that_comes_late_is_not_left_out(
+    path: Path, late: tuple[str, bytes], option: dict[str, str]
+) -> None:
+    """No tar has a text among its first members; its sample fails, and texts can be asked for or left out."""
+    many = [file for row in range(400) for file in (member(f"{row}.jpg"), member(f"{row}.json", b'{"n": 1}'))]
+    path.write_bytes(tar_of([*many, member("late.jpg"), late, member("end.jpg")]))
+
+    assert reasons(read(path)) == [*[None] * 400, "COLUMN_LATE", None]
+    assert texts(read(path, **option))[-2:] == ["text", None]
+    assert reasons(read(path, text_column="")) == [None] * 402
+
+
+def test_an_image_that_comes_late_is_not_left_out(path: Path) -> None:
+    """The other way round: the first members are texts only."""
+    path.write_bytes(tar_of([*(member(f"{row}.txt") for row in range(400)), *pairs("late")]))
+
+    assert reasons(read(path))[-2:] == [None, "COLUMN_LATE"]
+    assert read(path, image_column="jpg")[-1].image == b"late"
+    assert reasons(read(path, image_column="")) == [None] * 401
+
+
+def test_one_tar_need_not_have_what_another_has(tmp_path: Path) -> None:
+    """A text that is asked for is in one of them; in none is an error."""
+    (tmp_path / "0.tar").write_bytes(tar_of([member("a.jpg")]))
+    (tmp_path / "1.tar").write_bytes(tar_of(pairs("b")))
+
+    assert texts(read(tmp_path, text_column="txt")) == [None, "b"]
+    with pytest.raises(SourceError, match=r"texts should be in the members 'cls'; there are 'jpg', 'txt'"):
+        read(tmp_path, text_column="cls")
+
+
+def test_a_tar_whose_files_are_no_samples_is_refused(path: Path) -> None:
+    """It would be an empty dataset; its members have no suffix."""
+    path.write_bytes(tar_of([member("a"), member("b")]))
+
+    with pytest.raises(SourceError, match=r"no member has a name .* there is 'a'"):
+        opened(path)

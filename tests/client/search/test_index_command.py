@@ -10,22 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-
-pytest.importorskip("lancedb")
-
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from alignserve.cli import main
 from alignserve.search import Store, open_store
 from alignserve.testing import FakeServer
 
-from tests.client.search.rows import vector
+from tests.client.search.rows import NEEDS_LANCEDB, vector
+
+pytestmark = NEEDS_LANCEDB
 
 Run = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -243,7 +242,7 @@ def test_texts_are_indexed_with_the_columns_that_are_kept(run: Run, tmp_path: Pa
 
 def write_vectors(
     path: Path,
-    keys: list[str],
+    keys: Sequence[str | None],
     fingerprint: str | None = "fake-8",
     embeddings: pa.Array | None = None,
     **columns: list[Any],
@@ -375,3 +374,37 @@ def test_a_killed_run_is_completed_by_the_next(
     code, account, _ = run(photos)
 
     assert (code, account["rows"], account["store_rows"]) == (0, 25, 25)
+
+
+def test_a_value_of_another_type_fails_its_row(run: Run, tmp_path: Path) -> None:
+    """Other rows of the source are indexed; the column keeps the type that it had."""
+    write_vectors(tmp_path / "a.parquet", ["a"], v=[1])
+    write_vectors(tmp_path / "b.parquet", ["b", "c", "d"], v=["wide", None, "x"])
+    run(tmp_path / "a.parquet")
+
+    code, account, complaints = run(tmp_path / "b.parquet")
+
+    assert code == 1
+    assert (account["added"], account["failed"], account["store_rows"]) == (1, {"VALUE_INVALID": 2}, 2)
+    assert "b: VALUE_INVALID: column 'v' has whole numbers, and 'wide' is not of that type" in complaints
+    assert rows(tmp_path) == {"a": {"v": 1}, "c": {}}
+
+
+def test_a_vector_without_a_key_fails(run: Run, tmp_path: Path) -> None:
+    """It is not indexed as `None`, under which the next one would be its duplicate."""
+    write_vectors(tmp_path / "a.parquet", [None, "a", None])
+
+    code, account, complaints = run(tmp_path / "a.parquet")
+
+    assert (code, account["failed"], account["store_rows"]) == (1, {"KEY_MISSING": 2}, 1)
+    assert "row 2: KEY_MISSING" in complaints
+
+
+def test_columns_named_like_the_stores_own_are_left_out(run: Run, tmp_path: Path) -> None:
+    """They would hide what the store remembers of a row; others may have the engine's names."""
+    columns: dict[str, Any] = {name: ["mine"] for name in ("alignserve.source", "_distance", "embedding")}
+    write_vectors(tmp_path / "a.parquet", ["a"], **columns)
+
+    assert run(tmp_path / "a.parquet")[0] == 0
+    assert rows(tmp_path) == {"a": {"_distance": "mine", "embedding": "mine"}}
+    assert run(tmp_path / "a.parquet")[1]["unchanged"] == 1

@@ -355,3 +355,49 @@ def test_a_sheet_that_exists_stays_if_the_search_fails(run: Any, tmp_path: Path)
 
     assert run("--like", "missing", "--html", sheet)[0] == 4
     assert sheet.read_text() == "earlier"
+
+
+@pytest.fixture
+def odd_store(tmp_path: Path) -> Path:
+    """Rows with a column without a name, and floats that JSON lacks."""
+    made = create_store(tmp_path / "odd", fingerprint="fake-8", model="fake", embedding_dimension=8)
+    vectors = np.eye(2, 8, dtype=np.float32)
+    made.put(
+        [Entry("a", vectors[0], {"": "u", "f": np.inf}), Entry("b", vectors[1], {"": "w=1", "f": -np.inf})]
+    )
+    made.close()
+    return tmp_path / "odd"
+
+
+def test_a_column_without_a_name_can_be_filtered(run: Any, odd_store: Path) -> None:
+    """Such as the index that pandas writes; the value may have an equals sign too."""
+    _, out, _ = run("--text", "x", "--json", "--where", "=w=1", at=odd_store)
+
+    assert keys(out) == ["b"]
+
+
+def test_infinity_does_not_break_json(run: Any, odd_store: Path) -> None:
+    """Readers other than Python's refuse `Infinity` as a number."""
+    _, out, _ = run("--text", "x", "--json", at=odd_store)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    hits = json.loads(out, parse_constant=refuse)["hits"]
+    assert {hit["columns"]["f"] for hit in hits} == {"inf", "-inf"}
+
+
+@pytest.mark.parametrize("part", ["vectors.lance/data", "vectors.lance/_versions", "vectors.lance"])
+def test_a_damaged_store_is_named(run: Any, odd_store: Path, part: str) -> None:
+    """Files that are cut, or gone; the exit code is 4, for indexing too."""
+    if part == "vectors.lance":
+        shutil.rmtree(odd_store / part)
+    else:
+        for file in (odd_store / part).iterdir():
+            file.write_bytes(file.read_bytes()[:9])
+
+    code, out, err = run("--like", "a", at=odd_store)
+
+    assert (code, out) == (4, "")
+    assert f"the store {odd_store} " in err
+    assert "damaged" in err

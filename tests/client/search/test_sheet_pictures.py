@@ -44,6 +44,16 @@ def test_a_key_is_a_path_below_the_folder_that_is_given(folder: Path) -> None:
     assert by_path == by_key
 
 
+def test_a_photo_that_has_moved_is_found_by_its_key(folder: Path) -> None:
+    """Below the folder that is given; a path that leads to a file goes first."""
+    with SheetPictures(folder, makes_thumbnails=False) as pictures:
+        moved, _ = pictures.of_row("cats/cat.jpg", {"path": "/gone/cats/cat.jpg"})
+        gone, missing = pictures.of_row("cats/dog.jpg", {"path": "/gone/cats/dog.jpg"})
+
+    assert moved is not None
+    assert (gone, missing.endswith("cats/dog.jpg is not there")) == (None, True)
+
+
 @pytest.mark.parametrize("key", ["../private.jpg", "cats/../../private.jpg", "\0", "cats"])
 def test_a_key_that_leads_elsewhere_has_no_picture(folder: Path, key: str) -> None:
     """The same holds for a name that cannot be a file's, and for a folder."""

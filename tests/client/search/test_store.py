@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("lancedb")
-
 from alignserve.search import (
     Entry,
     NoStoreError,
@@ -31,7 +30,9 @@ from alignserve.search import (
 from alignserve.search.exact import ExactStore
 from alignserve.search.filters import FilterError
 
-from tests.client.search.rows import DIMENSION, entry, vector
+from tests.client.search.rows import DIMENSION, NEEDS_LANCEDB, entry, vector
+
+pytestmark = NEEDS_LANCEDB
 
 STRANGE = [
     "it's",
@@ -374,6 +375,57 @@ def test_a_store_is_not_created_over_other_files(new_store: Callable[..., Store]
         open_store(tmp_path / "absent")
 
 
+_USES: dict[str, Callable[[Store], object]] = {
+    "count": lambda store: store.count(),
+    "search": lambda store: store.search(vector(1), 1),
+    "filtered search": lambda store: store.search(vector(1), 1, {"n": 1}),
+    "get": lambda store: store.get(["a"]),
+    "entries": lambda store: list(store.entries()),
+    "values": lambda store: list(store.values(["n"])),
+    "columns": lambda store: store.columns(),
+    "put": lambda store: store.put([entry("a")]),
+    "put with a new column": lambda store: store.put([entry("z", 1, {"m": 1})]),
+    "delete": lambda store: store.delete(["a"]),
+    "optimize": lambda store: store.optimize(),
+}
+
+
+@pytest.mark.parametrize("use", _USES)
+@pytest.mark.parametrize("part", ["data", "_versions"])
+def test_a_store_with_damaged_files_says_so_in_one_line(
+    store: Store, tmp_path: Path, part: str, use: str
+) -> None:
+    """Whatever needs the cut files raises `StoreError`, without the engine's places in its source."""
+    store.put([entry("a", 1, {"n": 1})])
+    for file in (tmp_path / "store/vectors.lance" / part).iterdir():
+        os.truncate(file, 5)
+    needs_no_rows = part == "data" and use in ("count", "columns", "optimize")
+
+    with nullcontext() if needs_no_rows else pytest.raises(StoreError) as caught:
+        _USES[use](store)
+
+    if caught is not None:
+        assert str(caught.value).startswith(f"the store {tmp_path}/store cannot be read or written: ")
+        assert not re.search(r"\.rs\b|\n", str(caught.value))
+
+
+@pytest.mark.parametrize("use", ["open", "create"])
+def test_a_place_that_cannot_be_read_is_not_told_as_empty(tmp_path: Path, use: str) -> None:
+    """Else a run that cannot reach its store would begin a new one over it."""
+    url = f"file://{tmp_path}/store"
+    options: dict[str, Any] = {"fingerprint": "f", "model": "m", "embedding_dimension": 8}
+    create_store(url, **options).close()
+    for file in (tmp_path / "store/vectors.lance/_versions").iterdir():
+        os.truncate(file, 5)
+
+    with pytest.raises(StoreError, match="cannot be read or written") as caught:
+        open_store(url) if use == "open" else create_store(url, **options)
+
+    assert not isinstance(caught.value, (NoStoreError, StoreExistsError))
+    with pytest.raises(StoreError, match="No object store provider found for scheme: 'unknown'"):
+        open_store("unknown://bucket/store")
+
+
 def test_an_unfinished_creation_is_done_again(
     store: Store, new_store: Callable[..., Store], tmp_path: Path
 ) -> None:
@@ -458,3 +510,26 @@ def test_a_store_has_a_url_too(tmp_path: Path) -> None:
         open_store(url, fingerprint="other")
     with pytest.raises(StoreExistsError):
         create_store(url, fingerprint="f", model="m", embedding_dimension=DIMENSION)
+
+
+def test_numbers_compare_exactly_whatever_their_size(store: Store) -> None:
+    """As exact search compares them: no rounding to floats, and no error at the ends of 64 bits."""
+    whole = [0, -1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), None]
+    floats = [0.0, 0.1, float(2**53), 1e308, -1e308, math.inf, None]
+    rows = [
+        entry(str(number), number, {"whole": one, "float": other})
+        for number, (one, other) in enumerate(zip(whole, floats, strict=True))
+    ]
+    exact = ExactStore(fingerprint="fake-8", embedding_dimension=DIMENSION)
+    store.put(rows)
+    exact.put(rows)
+    limits = [*whole[:-1], *floats[:-2], 0.5, 2**63, -(2**63) - 1, 2.0**63, 1e19, 10**400, -(10**400)]
+
+    for column in ("whole", "float"):
+        for limit in limits:
+            for wanted in (limit, {"min": limit}, {"max": limit}, {"in": [limit, None]}):
+                found, right = (
+                    {hit.key for hit in one.search(vector(0), 100, {column: wanted})}
+                    for one in (store, exact)
+                )
+                assert found == right, wanted

@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-pytest.importorskip("lancedb")
-
-from alignserve.search import Entry, Store
+from alignserve.search import Entry, Store, create_store
 from alignserve.search.exact import ExactStore
-from alignserve.search.stores import tuning
 
-from tests.client.search.rows import DIMENSION, entry, vector
+from tests.client.search.rows import DIMENSION, NEEDS_LANCEDB, entry, vector
+
+pytestmark = NEEDS_LANCEDB
 
 ROWS = 3000
 
 
-@pytest.fixture(autouse=True)
-def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def small_is_large() -> Iterator[None]:
     """Stores have an index from a thousand rows on."""
-    monkeypatch.setattr(tuning, "EXACT_ROWS", 1000)
-    monkeypatch.setattr(tuning, "_ROWS_PER_PARTITION", 256)
+    from alignserve.search.stores import tuning  # imports LanceDB
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "EXACT_ROWS", 1000)
+        patch.setattr(tuning, "_ROWS_PER_PARTITION", 256)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def rows() -> list[Entry]:
     return [entry(f"row {number}", number, {"number": number}) for number in range(ROWS)]
 
 
-@pytest.fixture
-def indexed(store: Store, rows: list[Entry]) -> Store:
-    """A store with an index."""
+@pytest.fixture(scope="module")
+def indexed(
+    rows: list[Entry], small_is_large: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Store]:
+    """A store with an index, which tests only read."""
+    store = create_store(
+        tmp_path_factory.mktemp("indexed") / "store",
+        fingerprint="fake-8",
+        model="fake",
+        embedding_dimension=DIMENSION,
+    )
     store.put(rows)
     store.optimize()
-    return store
+    yield store
+    store.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def exact(rows: list[Entry]) -> ExactStore:
     made = ExactStore(fingerprint="fake-8", embedding_dimension=DIMENSION)
     made.put(rows)
@@ -83,19 +95,21 @@ def test_top_k_above_the_index_returns_all(indexed: Store) -> None:
     assert len(indexed.search(vector(0), ROWS + 1)) == ROWS
 
 
-def test_rows_that_came_after_the_index_are_found(indexed: Store) -> None:
+def test_rows_that_came_after_the_index_are_found(store: Store, rows: list[Entry]) -> None:
     """Changed rows have their new vector, and deleted rows are gone."""
-    indexed.put([Entry("new", vector(77_777), {}), Entry("row 1", vector(88_888), {})])
-    indexed.delete(["row 2"])
+    store.put(rows)
+    store.optimize()
+    store.put([Entry("new", vector(77_777), {}), Entry("row 1", vector(88_888), {})])
+    store.delete(["row 2"])
 
-    assert indexed.search(vector(77_777), 1)[0].key == "new"
-    assert indexed.search(vector(88_888), 1)[0].key == "row 1"
-    assert indexed.search(vector(2), 1)[0].key != "row 2"
-    indexed.optimize()
-    assert indexed.search(vector(77_777), 1)[0].key == "new"
-    assert indexed.search(vector(88_888), 1)[0].key == "row 1"
-    assert indexed.search(vector(2), 1)[0].key != "row 2"
-    assert indexed.count() == ROWS
+    assert store.search(vector(77_777), 1)[0].key == "new"
+    assert store.search(vector(88_888), 1)[0].key == "row 1"
+    assert store.search(vector(2), 1)[0].key != "row 2"
+    store.optimize()
+    assert store.search(vector(77_777), 1)[0].key == "new"
+    assert store.search(vector(88_888), 1)[0].key == "row 1"
+    assert store.search(vector(2), 1)[0].key != "row 2"
+    assert store.count() == ROWS
 
 
 def test_a_store_that_grows_needs_no_second_training(store: Store, rows: list[Entry]) -> None:

@@ -328,11 +328,15 @@ def test_check_reports_everything_that_fails(capsys: pytest.CaptureFixture[str],
             ]
         )
 
-    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    *lines, _ = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
     assert code == 1
     assert [subject for verdict, subject, _ in lines if verdict == "FAIL"] == [
         *("settings", "settings", "listen", "metrics_listen", "tls_certificate", "api_keys_file"),
-        *("cache_dir", "calibration_dir", "checkpoint"),
+        *("checkpoint", "checkpoint", "checkpoint", "checkpoint"),  # of each kind of file
+    ]
+    assert [subject for verdict, subject, _ in lines if verdict == "warn"][:2] == [
+        "cache_dir",
+        "calibration_dir",
     ]
 
 
@@ -353,9 +357,26 @@ def test_check_passes_if_a_start_would(capsys: pytest.CaptureFixture[str]) -> No
 
     code = run(["check", "--checkpoint", "fake", *ports])
 
-    output = capsys.readouterr()
+    *lines, summary = capsys.readouterr().out.splitlines()
     assert code == 0
-    assert {line.split()[0] for line in output.out.splitlines()} == {"ok"}
+    assert {line.split()[0] for line in lines} <= {"ok", "warn"}  # a small machine has warnings
+    assert lines[-2].startswith("ok    model               fake on fake in float32")
+    assert re.fullmatch(r"\d+ ok, \d+ warn, 0 FAIL; \d+\.\d s", summary)
+
+
+def test_a_quick_check_does_not_load_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """As JSON, each finding has a verdict, a subject, a text and its duration."""
+    ports = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+
+    code = run(["check", "--quick", "--json", *ports])
+
+    result = json.loads(capsys.readouterr().out)
+    subjects = [finding["subject"] for finding in result["findings"]]
+    assert code == 0
+    assert result["starts"] is True
+    assert set(result["findings"][0]) == {"verdict", "subject", "text", "seconds"}
+    assert {"tokenizer", "prepared", "memory", "clock"} <= set(subjects)
+    assert "model" not in subjects
 
 
 def test_check_shows_where_spans_are_exported(

@@ -13,7 +13,7 @@ from alignserve_server.cli.main import run
 from alignserve_server.cli.plan import busy_machine
 from alignserve_server.planning.curve import Curve, FrontCalls
 
-FEW = ("--calls", "2000")
+FEW = ("--calls", "1000")
 BY_SIZE = {1: 0.010, 2: 0.011, 4: 0.013, 8: 0.017}
 CURVE = Curve(
     model="a model",

@@ -12,6 +12,7 @@ from alignserve._cli import (
     compact_vectors,
     curate,
     embed_dataset,
+    evaluate,
     index,
     migrate_vectors,
     numbers,
@@ -42,6 +43,7 @@ examples:
   alignserve index photos/ --to photos.store
   alignserve search photos.store --text 'a dog on a beach' --html found.html
   alignserve curate pairs.parquet --to curated --preset coyo
+  alignserve evaluate photos/ --template 'a photo of a {label}'
 
 exit codes:
   0  success
@@ -106,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
         _add_command(commands, "search", "search a store of embeddings by text, image, or both")
     )
     curate.add_arguments(_add_command(commands, "curate", "measure and filter pairs of images and texts"))
+    evaluate.add_arguments(_add_command(commands, "evaluate", evaluate.SUMMARY))
     return top
 
 
@@ -142,7 +145,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, again: bool = False, ser
         choices=PRIORITIES,
         default=default(None),
         help="bulk is for work that can wait for interactive work (default: interactive; bulk for "
-        "batch, curate and embed-dataset)",
+        "batch, curate, embed-dataset and evaluate)",
     )
     group.add_argument(
         "--wait-seconds",

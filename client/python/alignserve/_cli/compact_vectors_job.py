@@ -23,7 +23,7 @@ OK, REFUSED = 0, 4
 def run(args: argparse.Namespace) -> int:
     """Measures and writes compact vectors; returns the exit code, 4 if the recall is too low."""
     folder = VectorFolder.open(args.folder)
-    folder.require_floats()
+    folder.require_originals()
     section = begun(args.to, "compact") if args.resume else None
     if section is not None:
         compaction = Compaction.load(args.to)

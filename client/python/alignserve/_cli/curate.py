@@ -101,6 +101,7 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--language",
         metavar="CODE",
+        type=_language,
         action="append",
         default=[],
         help="keep texts in this language; may be repeated",
@@ -128,7 +129,7 @@ def _add_rules(group: argparse._ArgumentGroup) -> None:
         help="drop rows whose image resembles an earlier one by these embeddings, from embed-dataset",
     )
     group.add_argument(
-        "--min-cosine", metavar="X", type=float, help="from which cosine on two images resemble each other"
+        "--min-cosine", metavar="X", type=_cosine, help="from which cosine on two images resemble each other"
     )
 
 
@@ -184,6 +185,24 @@ def _limit(text: str) -> tuple[str, float]:
         return column, float(Fraction(value))
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"'{text}' is not COLUMN=NUMBER") from None
+
+
+def _language(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z]{2,3}", text):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a code of ISO 639 in two or three letters, such as en"
+        )
+    return text.lower()
+
+
+def _cosine(text: str) -> float:
+    try:
+        cosine = float(text)
+    except ValueError:
+        cosine = 0.0
+    if not 0 < cosine <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a cosine above 0 and at most 1, such as 0.95")
+    return cosine
 
 
 def _fraction(text: str) -> tuple[str | None, Fraction]:

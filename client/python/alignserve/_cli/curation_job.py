@@ -17,6 +17,7 @@ from alignserve._cli.output import complain
 from alignserve.curate import language, rules
 from alignserve.curate.columns import similarity_column
 from alignserve.curate.duplicates import HashListError, PhashSet
+from alignserve.curate.embeddings import check_embeddings, digest
 from alignserve.curate.measuring import Measures
 from alignserve.curate.pictures import Limits, PictureProcesses
 from alignserve.curate.plan import Options, Plan
@@ -34,7 +35,7 @@ WorkersOf: TypeAlias = Callable[[Plan, OnProgress], Workers]
 
 _OK, _SOME_FAILED = 0, 1
 _DOWNLOADED = ("url", "original_width", "original_height")  # of img2dataset, which rules look at
-_STAGES = {"measured": "measuring", "written": "writing"}
+_STAGES = {"measured": "measuring", "compared": "comparing", "written": "writing"}
 
 
 def run(args: argparse.Namespace, workers_of: WorkersOf = Here) -> int:
@@ -53,7 +54,14 @@ def run(args: argparse.Namespace, workers_of: WorkersOf = Here) -> int:
             complain(f"rule {name} is not applied: the source has no column {missing}; --scorer can fill it")
         workers = workers_of(plan, progress)
         try:
-            outcome = curate(plan, args.folder, resume=args.resume, sources=args.source, workers=workers)
+            outcome = curate(
+                plan,
+                args.folder,
+                resume=args.resume,
+                sources=args.source,
+                workers=workers,
+                on_progress=progress,
+            )
         except OutputError:
             raise
         except BaseException:
@@ -109,8 +117,8 @@ class _Passes:
 
     @property
     def _total(self) -> int | None:
-        """Returns the number of rows, which is known in the second pass."""
-        return sum(progress.done for progress in self._passes.values()) or None
+        """Returns the number of rows, which is known after the first pass."""
+        return self._passes["measured"].done if "measured" in self._passes else None
 
 
 def _report(outcome: Outcome) -> None:
@@ -121,6 +129,11 @@ def _report(outcome: Outcome) -> None:
         more = f", {unjudged} rows without a value" if unjudged else ""
         every = counts["all_reasons"][name]
         complain(f"{name}: the first reason of {first} rows, a reason of {every}{more}")
+    for name, search in counts.get("searches", {}).items():
+        complain(
+            f"{name}: exact search among {search['rows']:,} rows in {search['cells']:,} cells; a bound of "
+            f"{search['bounds']:,} pairs and the cosine of {search['cosines']:,} were computed"
+        )
 
 
 def _with_columns(args: argparse.Namespace) -> Dataset:
@@ -145,8 +158,7 @@ def _rules(args: argparse.Namespace, similarity: str | None) -> RuleSet:
         more.append(rules.languages(args.language))
         preset = preset.without({"OTHER_LANGUAGE"} & set(preset.names))
     if args.blocked_words:
-        lines = [line for path in args.blocked_words for line in path.read_text("utf-8-sig").splitlines()]
-        more.append(rules.blocked_words(lines))
+        more.append(rules.blocked_words(line for path in args.blocked_words for line in _lines(path)))
     if args.exclude_phashes:
         more.append(rules.excluded_phashes(_phashes(args.exclude_phashes)))
     more += [rules.min_cut(column, limit) for column, limit in args.min]
@@ -156,8 +168,19 @@ def _rules(args: argparse.Namespace, similarity: str | None) -> RuleSet:
             raise ValueError(f"--top {float(fraction):g} is of similarities; leave out --no-similarity")
         more.append(FractionRule(column or str(similarity), fraction))
     if args.near_duplicates:
-        more.append(NearDuplicateRule(args.near_duplicates, args.min_cosine))
+        check_embeddings(args.near_duplicates)
+        vectors = digest(args.near_duplicates)
+        more.append(NearDuplicateRule(args.near_duplicates, args.min_cosine, vectors))
     return preset.plus(more)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text in UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _phashes(paths: Sequence[Path]) -> PhashSet:

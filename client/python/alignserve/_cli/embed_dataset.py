@@ -66,14 +66,14 @@ def add_source_arguments(
     group: argparse._ArgumentGroup,
     *,
     columns: tuple[str, ...] | None = (),
-    kept: str = "other columns to keep, or * for all of Parquet and CSV (default: none)",
+    kept: str | None = "other columns to keep, or * for all of Parquet and CSV (default: none)",
 ) -> None:
     """Adds the arguments about sources and their columns.
 
     Args:
         group: Where to.
         columns: Those that are kept by default.
-        kept: Help on the columns that are kept.
+        kept: Help on the columns that are kept; `None` for a command that chooses them itself.
     """
     group.add_argument(
         "--kind",
@@ -85,13 +85,8 @@ def add_source_arguments(
     group.add_argument(
         "--key-column", metavar="NAME", help="column of unique keys (default: made of file and row)"
     )
-    group.add_argument(
-        "--columns",
-        metavar="NAMES",
-        type=_names,
-        default=columns,
-        help=kept,
-    )
+    if kept is not None:
+        group.add_argument("--columns", metavar="NAMES", type=_names, default=columns, help=kept)
     group.add_argument(
         "--image-root",
         metavar="FOLDER",

@@ -81,7 +81,12 @@ async def _embed(args: argparse.Namespace, selection: Selection | None, embed: E
             read_threads=args.read_threads,
         )
         sink: Sink = _SINKS[args.layout](
-            dataset.schema, kinds, servers.info, args.dtype, has_text=dataset.has_texts
+            dataset.schema,
+            kinds,
+            servers.info,
+            args.dtype,
+            has_text=dataset.has_texts,
+            has_path="image" in kinds and dataset.has_image_files,
         )
         manifest = await asyncio.to_thread(_manifest, args, dataset, selection, servers.info, kinds, sink)
         with OutputFolder.create(args.folder, manifest, resume=args.resume, sources=args.source) as output:
@@ -122,8 +127,10 @@ class _Run:
             with contextlib.suppress(OSError):  # a disk that is full has no room for the account
                 self._end(counter)
             complain(f"the run has ended early; {_RESUME}")
-            raise _explained(error) from error
-        ledger = self._end(counter, missing=self._selection)
+            if isinstance(error, RunError):
+                raise error.error from error.error.__cause__
+            raise
+        ledger = self._end(counter, is_done=True)
         return _OK if ledger.is_success else _SOME_FAILED
 
     def _counter(self) -> _Counter:
@@ -135,19 +142,28 @@ class _Run:
         total = _counted(self._dataset).rows_in - before if self._args.count else None
         return _Counter(JobProgress(sys.stderr, files=account.unfinished_files, total=total))
 
-    def _end(self, counter: _Counter, *, missing: Selection | None = None) -> Ledger:
+    def _end(self, counter: _Counter, *, is_done: bool = False) -> Ledger:
         """Writes the account, and prints it as the last line."""
         counter.progress.finish()
-        problems = list(self._dataset.problems)
-        if missing is not None and (rows := self._output.account().rows_in) < len(missing.keys):
-            problems.append(
-                f"{len(missing.keys) - rows} of the rows in {self._args.only} are not in the source"
-            )
+        problems = [*self._dataset.problems, *(self._late_problems() if is_done else ())]
         ledger = self._output.finish(skipped=self._dataset.skipped, problems=problems)
         _report(ledger)
         failures = os.fsencode(self._output.folder / FAILURES).decode(errors="backslashreplace")
         print(f"{ledger.summary()}{f'; see {failures}' if ledger.failed else ''}")
         return ledger
+
+    def _late_problems(self) -> Iterator[str]:
+        """Yields what has shown since the sources were opened."""
+        keys = self._selection.keys if self._selection else ()
+        if (rows := self._output.account().rows_in) < len(keys):
+            yield f"{len(keys) - rows} of the rows in {self._args.only} are not in the source"
+        for source, file in zip(self._output.manifest["sources"], self._dataset.files, strict=True):
+            if source["digest"] not in (None, _digest(file)):
+                problem = (
+                    f"source {source['name']} has changed during the run; its rows may be of both versions"
+                )
+                complain(f"problem: {problem}")
+                yield problem
 
     @contextlib.contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
@@ -275,7 +291,3 @@ def _counted(dataset: Dataset) -> Ledger:
 def _report(ledger: Ledger) -> None:
     for line in ledger.broken:
         complain(line)
-
-
-def _explained(error: BaseException) -> BaseException:
-    return error.error if isinstance(error, RunError) else error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
@@ -86,9 +87,17 @@ def _search(folder: Path, found: Found) -> None:
     for parent, _, names in os.walk(folder, onerror=unreadable):
         for name in names:
             file = Path(parent) / name
-            if is_image_file(file):
+            if has_image_suffix(file) and _may_be_read(file):
                 files.append(file)
             elif not name.startswith("."):
                 found.skipped[file.suffix.lower() or "without suffix"] += 1
     found.files += sorted(files)
     found.optional.update(file for file in files if file.suffix.lower() in OPTIONAL_IMAGE_SUFFIXES)
+
+
+def _may_be_read(path: Path) -> bool:
+    """Returns whether a file is regular, and true if that cannot be told: then reading it says why."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True

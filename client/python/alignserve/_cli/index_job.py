@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from alignserve._cli import output
 from alignserve._cli.connection import connected
 from alignserve._cli.job_progress import JobProgress
 from alignserve._cli.job_sources import complain_of_skipped, source_options
-from alignserve._client import Client
-from alignserve._results import ModelInfo
 from alignserve.datasets.source import SourceError
-from alignserve.search import NoStoreError, Store, create_store, open_store
-from alignserve.search.finding import FoundSources, find_sources
+from alignserve.search import NoStoreError, OtherModelError, Store, create_store, open_store
+from alignserve.search.finding import find_sources
 from alignserve.search.indexing import Counts, Failure, Indexer
 from alignserve.search.sources import Source
+from alignserve.search.space import Space, common_space, space_of_store
 from alignserve.search.vectors import VectorsError
 
 _OK, _SOME_FAILED = 0, 1
@@ -36,24 +36,28 @@ def _run(args: argparse.Namespace) -> int:
     found = find_sources(args.source, args.vector_column)
     with ExitStack() as stack:
         client = stack.enter_context(connected(args)) if found.to_embed else None
-        model = _Model.of(args, found, client)
+        info = client.model_info() if client is not None else None
+        spaces = found.spaces(args.vector_column, args.fingerprint or "")
+        served = [Space(info.fingerprint, info.model_id, info.embedding_dimension)] if info else []
+        target = _Target.of(args.store, [*spaces, *served])
+        stack.callback(target.close)
         # all of them first: a source that is refused leaves no store
         sources = list(
             found.open(
-                source_options(args, model.info),
+                source_options(args, info),
+                spaces,
+                target.space,
                 column=args.vector_column,
-                dimension=model.dimension,
                 key_prefix=args.key_prefix,
             )
         )
-        store = model.store(args.store)
-        stack.callback(store.close)
+        store = target.opened()
         account = _Account(args, stack)
         indexer = Indexer(
             store,
             lambda items: client.stream(items, window=args.window) if client else (),
-            model.current_fingerprint,
-            max_image_bytes=model.info.max_image_bytes if model.info else 0,
+            lambda: client.model_info().fingerprint if client else target.space.model_fingerprint,
+            max_image_bytes=info.max_image_bytes if info else 0,
             truncate=args.truncate,
             on_failure=account.fail,
             on_rows=account.rows,
@@ -67,63 +71,60 @@ def _run(args: argparse.Namespace) -> int:
         return account.report(store.count())
 
 
-class _Model:
-    """The model of the rows to index.
+class _Target:
+    """The store to write, which is not created before all sources have been opened.
 
     Attributes:
-        info: Of the server; `None` if all vectors exist.
-        dimension: Of its embeddings.
+        space: Of its vectors.
     """
 
-    def __init__(self, fingerprint: str, name: str, dimension: int, client: Client | None) -> None:
-        self.info: ModelInfo | None = None
-        self._fingerprint = fingerprint
-        self._name = name
-        self.dimension = dimension
-        self._client = client
+    def __init__(self, place: str, space: Space, store: Store | None) -> None:
+        self.space = space
+        self._place = place
+        self._store = store
 
     @classmethod
-    def of(cls, args: argparse.Namespace, found: FoundSources, client: Client | None) -> _Model:
-        """Asks the server, or reads what the vectors say of their model.
+    def of(cls, place: str, spaces: Sequence[Space]) -> _Target:
+        """Opens the store that is there, or chooses the space of a new one.
 
         Raises:
-            ValueError: They do not say it, or are of different models.
+            OtherModelError: The store is of another model than a source.
+            ValueError: The vectors do not say which model made them, or are of different ones.
         """
-        infos = found.models(args.vector_column)
-        if args.fingerprint:
-            infos = [(stated or args.fingerprint, name, dimension) for stated, name, dimension in infos]
-        info = client.model_info() if client is not None else None
-        if info is not None:
-            infos.append((info.fingerprint, info.model_id, info.embedding_dimension))
-        if not all(fingerprint for fingerprint, *_ in infos):
+        if not all(space.fingerprint for space in spaces):
             raise ValueError(
                 "the vectors do not say which model made them; give its fingerprint with --fingerprint, as "
                 "alignserve info prints it"
             )
-        if len({(fingerprint, dimension) for fingerprint, _, dimension in infos}) > 1:
-            fingerprints = ", ".join(sorted({fingerprint for fingerprint, *_ in infos}))
-            raise ValueError(
-                f"the sources are of different models ({fingerprints}); index them into several stores"
-            )
-        model = cls(*infos[-1], client)
-        model.info = info
-        return model
-
-    def store(self, place: str) -> Store:
-        """Opens the store for writing, or creates it."""
         try:
-            return open_store(place, fingerprint=self._fingerprint, for_writing=True)
+            store = open_store(place, for_writing=True)
         except NoStoreError:
-            return create_store(
-                place,
-                fingerprint=self._fingerprint,
-                model=self._name,
-                embedding_dimension=self.dimension,
-            )
+            return cls(place, common_space(spaces), None)
+        found = cls(place, space_of_store(store), store)
+        try:
+            for space in spaces:
+                found.space.check_takes(space, f"the store {place}")
+        except OtherModelError:
+            found.close()
+            raise
+        return found
 
-    def current_fingerprint(self) -> str:
-        """Returns the fingerprint of the server's model now."""
-        return self._client.model_info().fingerprint if self._client is not None else self._fingerprint
+    def opened(self) -> Store:
+        """Returns the store, opened for writing."""
+        if self._store is None:
+            self._store = create_store(
+                self._place,
+                fingerprint=self.space.fingerprint,
+                model=self.space.model,
+                embedding_dimension=self.space.dimension,
+                compaction=self.space.compaction,
+            )
+        return self._store
+
+    def close(self) -> None:
+        """Closes the store."""
+        if self._store is not None:
+            self._store.close()
 
 
 class _Account:

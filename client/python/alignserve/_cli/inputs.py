@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -95,7 +96,7 @@ def _pairs_of(path: str) -> list[tuple[Path, str]]:
 def _taken_from(group: list[str]) -> list[Path]:
     """Removes and returns the files and folders at the end of a group; its first element is a label."""
     start = len(group)
-    while start > 1 and (group[start - 1] == "-" or Path(group[start - 1]).exists()):
+    while start > 1 and (group[start - 1] == "-" or os.path.exists(group[start - 1])):  # noqa: PTH110 — as `is_image_file`
         start -= 1
     taken = [Path(word) for word in group[start:]]
     del group[start:]

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _fitted(args: argparse.Namespace, old: VectorFolder) -> tuple[OrthogonalMap, dict[str, Any]]:
     pairs, model, fingerprint = _from_folder(args, old) if args.paired else _from_server(args, old)
-    if fingerprint == old.fingerprint:
+    if fingerprint == old.model_fingerprint:
         raise ValueError(f"{args.old} has the fingerprint {fingerprint} already; there is nothing to map")
     found = choose(pairs, old.fingerprint, fingerprint, seed=args.seed, texts=_texts(args, fingerprint))
     new_dimension = next(iter(pairs.values())).new.shape[1]
@@ -109,7 +109,7 @@ def _measured(found: Fitted) -> dict[str, Any]:
 
 def _from_folder(args: argparse.Namespace, old: VectorFolder) -> tuple[Mapping[str, Pairs], str, str]:
     new = VectorFolder.open(args.paired)
-    new.require_floats()
+    new.require_originals()
     return pairs_by_key(old, new, args.sample, args.seed), new.model, new.fingerprint
 
 
@@ -132,7 +132,7 @@ def _texts(args: argparse.Namespace, fingerprint: str) -> NDArray[np.float32] | 
     if args.texts is None:
         return None
     texts = VectorFolder.open(args.texts)
-    texts.require_floats()
+    texts.require_originals()
     if texts.fingerprint != fingerprint or "text" not in texts.modalities:
         raise VectorsError(f"{args.texts} has no vectors of texts by the new model, {fingerprint}")
     table = texts.take(sample_rows(texts.rows, args.sample, args.seed), [COLUMNS["text"]])

@@ -89,7 +89,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--images",
         metavar="DIR",
         type=Path,
-        help="folder of the pictures, if the store does not say where they are",
+        help="folder of the pictures, if the store does not say where they are, or they have moved",
     )
     group.add_argument("--page", metavar="URL", help="address of the server's page, for a link in the sheet")
 
@@ -101,7 +101,7 @@ class _AddCondition(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: Any = None
     ) -> None:
         column, equals, text = value.partition("=")
-        if not column or not equals:
+        if not equals:
             parser.error(f"{option}: {value!r} is not COLUMN=VALUE")
         namespace.conditions = [*namespace.conditions, (column, self.const, text)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -163,7 +164,15 @@ def _error_data(error: AlignserveError | ValueError) -> dict[str, str]:
 
 
 def _hit_data(hit: Hit) -> dict[str, Any]:
-    return {"key": hit.key, "similarity": round(hit.similarity, 6), "columns": dict(hit.columns)}
+    columns = {name: _json_value(value) for name, value in hit.columns.items()}
+    return {"key": hit.key, "similarity": round(hit.similarity, 6), "columns": columns}
+
+
+def _json_value(value: Any) -> Any:
+    """Returns a value as JSON can have it: `null` for NaN, and a text for infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
 
 
 def _write(data: object) -> None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import pyarrow as pa
 
 from alignserve.curate.pictures import Picture
 from alignserve.datasets.row import Row
+
+Whitespace: TypeAlias = Literal["kept", "trimmed", "collapsed"]
 
 PICTURE_FIELDS = (
     pa.field("width", pa.int64()),
@@ -48,7 +50,7 @@ class TextMeasures(Protocol):
         """Returns whether a word of the text can be a noun."""
 
     def word_count(self, text: str) -> int:
-        """Returns the number of words separated by spaces."""
+        """Returns the number of words separated by white space."""
 
 
 def similarity_column(model_id: str) -> str:
@@ -62,12 +64,19 @@ def tokens_column(model_id: str) -> str:
     return f"num_tokens_{_slug(model_id)}"
 
 
-def collapsed(text: str) -> str:
-    """Returns a text with one space for each run of white space and none at its ends, as COYO has it.
+def with_whitespace(text: str, whitespace: Whitespace) -> str:
+    """Returns a text with its white space, which is that of Unicode, as a published dataset has it.
 
-    White space is that of Unicode. HTML entities such as `&amp;` stay.
+    HTML entities such as `&amp;` stay.
+
+    Args:
+        text: Of a source.
+        whitespace: `kept` as it is; `trimmed`: spaces for newlines, and none at the ends, as LAION has it;
+            `collapsed`: one space for each run, and none at the ends, as COYO has it.
     """
-    return " ".join(text.split())
+    if whitespace == "trimmed":
+        return text.replace("\n", " ").strip()
+    return " ".join(text.split()) if whitespace == "collapsed" else text
 
 
 def picture_columns(row: Row, picture: Picture | None) -> dict[str, Any]:
@@ -79,8 +88,8 @@ def picture_columns(row: Row, picture: Picture | None) -> dict[str, Any]:
     """
     source = row.columns
     found: dict[str, Any] = {
-        "width": whole_number(value_of(source, "width")),
-        "height": whole_number(value_of(source, "height")),
+        "width": _side(value_of(source, "width")),
+        "height": _side(value_of(source, "height")),
         "image_phash": _string(value_of(source, "image_phash")),
         "image_digest": None,
         "bytes": whole_number(value_of(source, "bytes")),
@@ -95,7 +104,7 @@ def picture_columns(row: Row, picture: Picture | None) -> dict[str, Any]:
             "bytes": picture.byte_count,
             "format": picture.format,
         }
-    sides = [whole_number(value_of(source, name)) for name in ("original_width", "original_height")]
+    sides = [_side(value_of(source, name)) for name in ("original_width", "original_height")]
     if not all(sides):
         sides = [found["width"], found["height"]]
     shorter, longer = sorted(sides) if all(sides) else (None, None)  # type: ignore[type-var]  # no `None` here
@@ -132,9 +141,9 @@ def number(value: object) -> float | None:
 
 
 def whole_number(value: object) -> int | None:
-    """Returns a value of a source as a whole number, or `None` if it is not one."""
+    """Returns a value of a source as a whole number, or `None` if it is not one, or not of 64 bits."""
     found = number(value)
-    return int(found) if found is not None and found.is_integer() else None
+    return int(found) if found is not None and found.is_integer() and abs(found) < 2**63 else None
 
 
 def is_missing(value: object) -> bool:
@@ -145,6 +154,12 @@ def is_missing(value: object) -> bool:
 def source_numbers(columns: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float | None]:
     """Returns the values of a source's columns that rules need, as numbers."""
     return {name: number(value_of(columns, name)) for name in names}
+
+
+def _side(value: object) -> int | None:
+    """Returns a source's width or height, or `None` if it is not that of a picture."""
+    found = whole_number(value)
+    return found if found is not None and found > 0 else None
 
 
 def _string(value: object) -> str | None:

@@ -11,9 +11,10 @@ The order makes each decision independent of shards and of runs:
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve.curate.columns import is_missing
-from alignserve.curate.duplicates import NearDuplicates, load_embeddings
+from alignserve.curate.embeddings import RowEmbeddings
 from alignserve.curate.fractions import ScoredRows
 from alignserve.curate.frequency import TextFrequency
 from alignserve.curate.groups import RowGroups
+from alignserve.curate.near_duplicates import NearDuplicates, SearchStatistics
 from alignserve.curate.rules import (
     DuplicateRule,
     FractionRule,
@@ -36,6 +38,9 @@ from alignserve.curate.rules import (
 
 Flags: TypeAlias = NDArray[np.uint64]
 MeasuredRows: TypeAlias = Sequence[Mapping[str, Any]]
+
+OnCompared: TypeAlias = Callable[[int], None]
+"""Called with a number of rows that were compared with earlier ones."""
 
 FAILED = 1 << 63
 """The bit of a failed row, which has no other."""
@@ -58,6 +63,7 @@ class Counts:
         first_reasons: Dropped rows by their first reason; their sum is `dropped`.
         all_reasons: Dropped rows by each of their reasons.
         unjudged: Rows for which a rule had no value to judge, by rule, failed rows left out.
+        searches: How similar rows were found, by rule.
     """
 
     kept: int = 0
@@ -66,6 +72,7 @@ class Counts:
     first_reasons: Counter[str] = field(default_factory=Counter)
     all_reasons: Counter[str] = field(default_factory=Counter)
     unjudged: Counter[str] = field(default_factory=Counter)
+    searches: dict[str, SearchStatistics] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -81,6 +88,11 @@ class Counts:
             "first_reasons": {name: self.first_reasons[name] for name in rules.names},
             "all_reasons": {name: self.all_reasons[name] for name in rules.names},
             "unjudged": {name: count for name in rules.names if (count := self.unjudged[name])},
+            **(
+                {"searches": {name: asdict(one) for name, one in self.searches.items()}}
+                if self.searches
+                else {}
+            ),
         }
 
 
@@ -99,8 +111,7 @@ class Decisions:
         self._next = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._near = [
-            (bit, rule, _Embedded(rule, folder / f"{bit}-vectors"))
-            for bit, rule in rules.of(NearDuplicateRule)
+            (bit, rule, _Embedded(rule, folder / f"{bit}-near")) for bit, rule in rules.of(NearDuplicateRule)
         ]
         self.flags = np.memmap(folder / FLAGS, np.uint64, "w+", shape=(max(row_count, 1),))
         self._frequencies = [
@@ -134,10 +145,14 @@ class Decisions:
             self.counts.unjudged[rule.name] += len(contents) - len(known)
             groups.add(*_columns(known))
         for _, rule, embedded in self._near:
-            self.counts.unjudged[rule.name] += embedded.add(whole)
+            self.counts.unjudged[rule.name] += embedded.add(enumerate(rows, first))
 
-    def decide(self) -> Counts:
-        """Applies the rules about all rows together, and counts."""
+    def decide(self, on_compared: OnCompared = lambda _: None) -> Counts:
+        """Applies the rules about all rows together, and counts.
+
+        Raises:
+            ValueError: There are embeddings of other rows.
+        """
         for bit, rule, texts in self._frequencies:
             self._set(bit, texts.too_frequent(rule.max_count))
         for bit, rule, scores in self._fractions:
@@ -145,8 +160,9 @@ class Decisions:
         self._fail_undecided()
         for bit, _, groups in self._duplicates:
             self._set(bit, groups.repeated(self.flags))
-        for bit, _, embedded in self._near:
-            self._set(bit, embedded.similar(self.flags))
+        for bit, rule, embedded in self._near:
+            self._set(bit, embedded.similar(self.flags, on_compared))
+            self.counts.searches[rule.name] = embedded.statistics
         self._count()
         self.flags.flush()
         return self.counts
@@ -202,41 +218,37 @@ class Decisions:
 
 
 class _Embedded:
-    """Embeddings of rows, which come in the same order."""
+    """Rows with embeddings, which are compared with each other."""
 
     def __init__(self, rule: NearDuplicateRule, scratch: Path) -> None:
-        files = sorted(rule.embeddings.glob("part-*.parquet"))
+        self.statistics = SearchStatistics()
         self._rule = rule
-        self._keys, self._vectors = load_embeddings(files, "image_embedding", scratch)
-        self._rows = np.empty(len(self._keys), np.uint64)
-        self._next = 0
+        self._scratch = scratch
+        self._embeddings = RowEmbeddings(rule.embeddings, scratch)
 
     def add(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> int:
         """Takes the next rows with their numbers, and returns how many of them have no embedding."""
-        missing = 0
-        for number, row in rows:
-            if self._next < len(self._keys) and self._keys[self._next] == row["key"]:
-                self._rows[self._next] = number
-                self._next += 1
-            else:
-                missing += 1
-        return missing
+        return self._embeddings.add(rows)
 
-    def similar(self, flags: Flags) -> Iterator[NDArray[np.uint64]]:
+    def similar(self, flags: Flags, on_compared: OnCompared) -> Iterator[NDArray[np.uint64]]:
         """Yields the numbers of rows that resemble an earlier one, in blocks.
 
         Raises:
             ValueError: There are embeddings of other rows.
         """
-        if self._next < len(self._keys):
-            raise ValueError(
-                f"{self._rule.embeddings} has an embedding of {self._keys[self._next]!r}, which is not the "
-                "next row of this source; embed the same source, with its files in the same order"
-            )
+        rows, vectors = self._embeddings.finish()
+        search = NearDuplicates(vectors, self._rule.min_cosine, self._scratch / "search")
+        is_in = np.empty(len(rows), bool)
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            is_in[part] = flags[rows[part]] == 0
         start = 0
-        for block in NearDuplicates(self._vectors, self._rule.min_cosine).blocks(flags[self._rows] == 0):
-            yield self._rows[start : start + len(block)][block >= 0]
-            start += len(block)
+        for goes in search.blocks(is_in):
+            yield rows[start : start + len(goes)][goes]
+            start += len(goes)
+            on_compared(len(goes))
+        self.statistics = search.statistics
+        shutil.rmtree(self._scratch)  # the vectors are many times as large as all else
 
 
 def _content(row: Mapping[str, Any], rule: DuplicateRule) -> tuple[str, ...] | None:

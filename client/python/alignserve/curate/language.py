@@ -37,8 +37,11 @@ def has_noun(text: str) -> bool:
 
 
 def word_count(text: str) -> int:
-    """Returns the number of words separated by spaces, as COYO-700M counts them; "a,b" is one."""
-    return len([word for word in text.split(" ") if word])
+    """Returns the number of words separated by white space, as DataComp counts them; "a,b" is one.
+
+    COYO-700M separates words by spaces, after white space has become spaces, which is the same.
+    """
+    return len(text.split())
 
 
 def _plain(text: str) -> str:

@@ -19,16 +19,17 @@ from alignserve.curate.columns import (
     PICTURE_FIELDS,
     TEXT_FIELDS,
     TextMeasures,
-    collapsed,
+    Whitespace,
     picture_columns,
     similarity_column,
     source_numbers,
     text_columns,
     tokens_column,
     value_of,
+    with_whitespace,
 )
 from alignserve.curate.pictures import Picture
-from alignserve.curate.rules import DuplicateRule, FractionRule, RuleSet
+from alignserve.curate.rules import AnyRule, DuplicateRule, FractionRule, Rule, RuleSet
 from alignserve.curate.scorers import Scorer
 from alignserve.curate.similarity import Comparing, Similarity
 from alignserve.datasets.row import Row, RowFailure
@@ -66,7 +67,7 @@ class Measures:
     Attributes:
         pictures: Measures images, in order.
         texts: Measures texts.
-        collapses_whitespace: Whether each run of white space in a text becomes one space first.
+        whitespace: What becomes of white space in a text first; see `with_whitespace`.
         source_columns: Columns of the source that rules need, as numbers.
         source_texts: Columns of the source that rules need, as texts.
         scorers: Plug-ins.
@@ -75,7 +76,7 @@ class Measures:
 
     pictures: MeasurePictures
     texts: TextMeasures
-    collapses_whitespace: bool = False
+    whitespace: Whitespace = "kept"
     source_columns: tuple[str, ...] = ()
     source_texts: tuple[str, ...] = ()
     scorers: Sequence[Scorer] = ()
@@ -92,14 +93,19 @@ class Measures:
         scorers: Sequence[Scorer] = (),
         comparing: Comparing | None = None,
     ) -> Measures:
-        """Returns measures with the columns of a source that some rules need."""
+        """Returns measures with the columns of a source that some rules need.
+
+        Raises:
+            ValueError: A scorer would fill a column that is measured, or that another one fills.
+        """
         measures = cls(
             pictures,
             texts,
-            collapses_whitespace=rules.collapses_whitespace,
+            whitespace=rules.whitespace,
             scorers=scorers,
             comparing=comparing,
         )
+        _check_scorers(measures)
         known = {name.lower() if name.isupper() else name for name in source.names}
         wanted = (rules.columns() - set(measures.schema.names)) & known
         compared = {name for _, rule in rules.of(DuplicateRule) for name in rule.columns}
@@ -113,10 +119,11 @@ class Measures:
         """Returns the columns that neither the measures nor the source have, for each rule that needs them.
 
         Raises:
-            ValueError: A cut needs one, and would drop every row.
+            ValueError: A cut needs one, and would drop every row; or it needs one that has no numbers.
         """
         found = {}
         for rule in rules.rules:
+            self._check_numbers(rule)
             needs = sorted(RuleSet((rule,)).columns() - set(self.schema.names))
             if needs and (isinstance(rule, FractionRule) or getattr(rule, "drops_unjudged", False)):
                 raise ValueError(
@@ -125,6 +132,14 @@ class Measures:
             if needs:
                 found[rule.name] = needs
         return found
+
+    def _check_numbers(self, rule: AnyRule) -> None:
+        if not (isinstance(rule, FractionRule) or (isinstance(rule, Rule) and rule.is_cut)):
+            return
+        for name in RuleSet((rule,)).columns() & set(self.schema.names):
+            kind = self.schema.field(name).type
+            if pa.types.is_string(kind):
+                raise ValueError(f"rule {rule.name} compares numbers, but the column {name} has texts")
 
     @property
     def schema(self) -> pa.Schema:
@@ -183,8 +198,8 @@ class Measures:
 
     def _with_text(self, item: MeasuredRow) -> MeasuredRow:
         text = item.row.text
-        if text is not None and self.collapses_whitespace:
-            text = collapsed(text)
+        if text is not None:
+            text = with_whitespace(text, self.whitespace)
         if item.failure is None:
             item.columns |= text_columns(text, self.texts)
         item.columns["text"] = text
@@ -214,6 +229,14 @@ class Measures:
                 item.columns[similarity_column(comparing.model_id)] = result.value
                 item.columns[tokens_column(comparing.model_id)] = result.token_count
             yield item
+
+
+def _check_scorers(measures: Measures) -> None:
+    taken = ["id", "image", "verdict", "reasons", *replace(measures, scorers=()).schema.names]
+    for scorer in measures.scorers:
+        if scorer.column in taken:
+            raise ValueError(f"scorer {scorer.target} cannot fill {scorer.column}, which is filled already")
+        taken.append(scorer.column)
 
 
 def passing(

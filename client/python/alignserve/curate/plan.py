@@ -101,7 +101,7 @@ class Plan:
             "sources": [{"name": file.name, "digest": _digest(file)} for file in self.dataset.files],
             "options": {
                 "rows_per_shard": self.options.rows_per_shard,
-                "collapses_whitespace": measures.collapses_whitespace,
+                "whitespace": measures.whitespace,
                 "source_columns": [*measures.source_columns, *measures.source_texts],
                 "scorers": {scorer.column: scorer.target for scorer in measures.scorers},
             },

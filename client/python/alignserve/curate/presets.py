@@ -38,7 +38,7 @@ def coyo() -> RuleSet:
             FrequencyRule(10),
             DuplicateRule(("image_phash", "text")),
         ),
-        collapses_whitespace=True,
+        whitespace="collapsed",
     )
 
 
@@ -64,7 +64,8 @@ def laion() -> RuleSet:
             rules.min_text_length(5),
             rules.min_bytes(FIVE_KB),
             DuplicateRule(("url", "text")),
-        )
+        ),
+        whitespace="trimmed",
     )
 
 

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from alignserve.curate.columns import is_missing
+from alignserve.curate.columns import Whitespace, is_missing
 from alignserve.curate.duplicates import PhashSet
 
 
@@ -30,6 +30,8 @@ class Rule:
         drops_unjudged: Whether a row goes if one of the values is missing or NaN; by default it stays. Such
             rows are counted.
         digest: Of the list that the rule uses, if it uses one.
+        least: The lowest value that stays, of a cut that the user asks for.
+        most: The highest value that stays, of such a cut.
     """
 
     name: str
@@ -38,6 +40,13 @@ class Rule:
     keeps: Callable[..., bool]
     drops_unjudged: bool = False
     digest: str = ""
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Returns whether it compares its column, which must have numbers, with a number of the user."""
+        return self.least is not None or self.most is not None
 
     def judge(self, row: Mapping[str, Any]) -> bool | None:
         """Returns whether the row stays, or `None` if a value that the rule needs is missing or NaN."""
@@ -102,11 +111,13 @@ class NearDuplicateRule:
 
     Attributes:
         embeddings: Output of `alignserve embed-dataset` from the same source.
-        min_cosine: From which cosine similarity on two images resemble each other.
+        min_cosine: From which cosine similarity on two images resemble each other; above 0, at most 1.
+        digest: Of the embeddings.
     """
 
     embeddings: Path
     min_cosine: float
+    digest: str = ""
     name: str = "NEAR_DUPLICATE"
 
     @property
@@ -127,14 +138,14 @@ class RuleSet:
 
     Attributes:
         rules: Their names differ.
-        collapses_whitespace: Whether each run of white space in a text becomes one space first.
+        whitespace: What becomes of white space in a text before it is judged; see `with_whitespace`.
 
     Raises:
-        ValueError: Two rules have one name, or there are more than 60.
+        ValueError: Two rules have one name, two cuts leave no row, or there are more than 60 rules.
     """
 
     rules: tuple[AnyRule, ...] = ()
-    collapses_whitespace: bool = False
+    whitespace: Whitespace = "kept"
     names: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,8 +155,19 @@ class RuleSet:
         object.__setattr__(self, "names", tuple(rule.name for rule in ordered))
         if twice := sorted({name for name in self.names if self.names.count(name) > 1}):
             raise ValueError(f"two rules have the name {', '.join(twice)}; leave one of them out")
+        self._check_cuts()
         if len(ordered) > 60:
             raise ValueError(f"{len(ordered)} rules; the limit is 60")
+
+    def _check_cuts(self) -> None:
+        cuts = [rule for rule in self.rules if isinstance(rule, Rule) and rule.is_cut]
+        most = {rule.needs: rule.most for rule in cuts if rule.most is not None}
+        for rule in cuts:
+            if rule.least is not None and rule.least > most.get(rule.needs, rule.least):
+                raise ValueError(
+                    f"no {rule.needs[0]} is at least {rule.least:g} and at most {most[rule.needs]:g}; "
+                    "all rows would go"
+                )
 
     def plus(self, rules: Iterable[AnyRule]) -> RuleSet:
         """Returns these rules and more."""
@@ -179,7 +201,11 @@ class RuleSet:
 
     def boundaries(self) -> dict[str, str]:
         """Returns which rows go by each rule, for people and for manifests, with the digests of lists."""
-        digests = {rule.name: rule.digest for rule in self.rules if isinstance(rule, Rule) and rule.digest}
+        digests = {
+            rule.name: rule.digest
+            for rule in self.rules
+            if isinstance(rule, (Rule, NearDuplicateRule)) and rule.digest
+        }
         return {
             rule.name: f"{rule.boundary} [{digests[rule.name]}]" if rule.name in digests else rule.boundary
             for rule in self.rules
@@ -291,13 +317,27 @@ def excluded_phashes(phashes: PhashSet) -> Rule:
 def min_cut(column: str, limit: float) -> Rule:
     """Drops rows whose value is below `limit`, which itself stays, and rows without a value."""
     boundary = f"{column} below {limit:g} goes, and rows without a value"
-    return Rule(f"MIN_{column.upper()}", (column,), boundary, lambda x: x >= limit, drops_unjudged=True)
+    return Rule(
+        f"MIN_{column.upper()}",
+        (column,),
+        boundary,
+        lambda x: x >= limit,
+        drops_unjudged=True,
+        least=limit,
+    )
 
 
 def max_cut(column: str, limit: float) -> Rule:
     """Drops rows whose value is above `limit`, which itself stays, and rows without a value."""
     boundary = f"{column} above {limit:g} goes, and rows without a value"
-    return Rule(f"MAX_{column.upper()}", (column,), boundary, lambda x: x <= limit, drops_unjudged=True)
+    return Rule(
+        f"MAX_{column.upper()}",
+        (column,),
+        boundary,
+        lambda x: x <= limit,
+        drops_unjudged=True,
+        most=limit,
+    )
 
 
 def _digest(values: Iterable[str]) -> str:

@@ -125,6 +125,7 @@ def curate(
     resume: bool,
     sources: Sequence[str | Path] = (),
     workers: Workers | None = None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Outcome:
     """Curates into a folder.
 
@@ -134,6 +135,7 @@ def curate(
         resume: Go on with what an earlier run has left, if there is any.
         sources: Paths of the dataset, none of which may contain the folder.
         workers: Default: `Here`.
+        on_progress: Hears of the decisions; the other passes are the workers'.
 
     Raises:
         OutputError: The folder cannot be used.
@@ -145,7 +147,7 @@ def curate(
     with OutputFolder.create(folder, plan.manifest, resume=resume, sources=sources) as output:
         try:
             if not _is_complete(output):
-                counts = _run(plan, output, workers or Here(plan))
+                counts = _run(plan, output, workers or Here(plan, on_progress), on_progress)
                 counts = {**counts, "not_applied": not_applied}
                 output.manifest = {**output.manifest, "curation": counts}
         finally:
@@ -157,13 +159,13 @@ def curate(
         return outcome
 
 
-def _run(plan: Plan, output: OutputFolder, workers: Workers) -> dict[str, Any]:
+def _run(plan: Plan, output: OutputFolder, workers: Workers, on_progress: OnProgress) -> dict[str, Any]:
     """Does the three passes, and returns the counts."""
     folder = output.folder / MEASURES
     folder.parent.mkdir(exist_ok=True)
     with OutputFolder.create(folder, plan.measures_manifest, resume=True) as measured:
         workers.measure(output, measured, range(len(plan.dataset.files)))
-        decisions = _decide(plan, measured, output.folder / DECISIONS)
+        decisions = _decide(plan, measured, output.folder / DECISIONS, on_progress)
         report = plan.new_report()
         for part in workers.write(output, measured, _files(measured), decisions.flags):
             report.merge(part)
@@ -172,13 +174,13 @@ def _run(plan: Plan, output: OutputFolder, workers: Workers) -> dict[str, Any]:
     return decisions.counts.as_json(plan.rules)
 
 
-def _decide(plan: Plan, measured: OutputFolder, folder: Path) -> Decisions:
+def _decide(plan: Plan, measured: OutputFolder, folder: Path, on_progress: OnProgress) -> Decisions:
     shutil.rmtree(folder, ignore_errors=True)
     row_count = sum(record.rows_in for record in measured.records())
     decisions = Decisions(plan.rules, folder, row_count)
     for record in measured.records():
         decisions.add(measures_of(measured, record))
-    decisions.decide()
+    decisions.decide(lambda rows: on_progress("compared", rows))
     return decisions
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from alignserve.datasets.paths import path_text
 from alignserve.datasets.row import Row
 from alignserve.datasets.shards import ShardEnd
 from alignserve.datasets.sources.rows import RowError, image_in
@@ -64,4 +64,4 @@ class Loader:
 def _path_of(event: Row | ShardEnd) -> str | None:
     if isinstance(event, ShardEnd) or not isinstance(event.image, Path):
         return None
-    return os.fsencode(event.image).decode(errors="backslashreplace")
+    return path_text(event.image)

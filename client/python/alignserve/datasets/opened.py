@@ -25,7 +25,7 @@ class OpenRow:
         key: Of the row.
         text: As the source has it.
         columns: That are kept.
-        image_path: Where the image was read from, or `None`.
+        image_path: Of the file that the image was read from, or `None`; see `paths`.
         failure: Why it has no result, or `None`.
         vectors: (dim,), by kind.
         pending: Parts in flight.

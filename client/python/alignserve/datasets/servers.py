@@ -254,14 +254,20 @@ async def _watch(backlog: Backlog[Part], settler: _Settler, max_outage_seconds: 
     while (stalled := backlog.stalled_seconds()) < max_outage_seconds:  # noqa: ASYNC110 — time is what it waits for
         await asyncio.sleep(max_outage_seconds - stalled)
     message = f"no server has answered for {max_outage_seconds:g} s"
-    if settler.last_break is not None:
-        message += f": {settler.last_break.message}"
-    raise RunError(UnavailableError(message, grpc.StatusCode.UNAVAILABLE))
+    raise RunError(_unavailable(message, settler.last_break))
 
 
 def _suspect(part: Part, error: AlignserveError) -> UnavailableError:
-    return UnavailableError(
+    return _unavailable(
         f"the connection broke {part.breaks} times while the row {part.key!r} was in flight, which may be "
-        f"why; look into the server's log, or leave the row out: {error.message}",
-        grpc.StatusCode.UNAVAILABLE,
+        "why; look into the server's log, or leave the row out",
+        error,
     )
+
+
+def _unavailable(message: str, cause: AlignserveError | None) -> UnavailableError:
+    """Returns an error whose message needs no more advice, with what the connection said last."""
+    said = f"; the last error is: {cause.message}" if cause else "; look into their logs"
+    error = UnavailableError(message + said, grpc.StatusCode.UNAVAILABLE)
+    error.__cause__ = cause or TimeoutError()
+    return error

@@ -59,6 +59,7 @@ class Dataset:
             permission; a run over this dataset is not a success.
         has_images: Whether rows can have images.
         has_texts: Whether rows can have texts.
+        has_image_files: Whether images can be files of their own, which have paths.
     """
 
     files: Sequence[SourceFile]
@@ -67,3 +68,4 @@ class Dataset:
     problems: Sequence[str] = ()
     has_images: bool = True
     has_texts: bool = True
+    has_image_files: bool = False

@@ -6,6 +6,7 @@ Needs the extra `search`: `pip install 'alignserve[search]'`.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from alignserve.search.errors import (
     NoStoreError,
@@ -15,6 +16,9 @@ from alignserve.search.errors import (
     StoreExistsError,
 )
 from alignserve.search.store import ColumnKind, Entry, Hit, Store
+
+if TYPE_CHECKING:
+    from alignserve.search.compact import Compaction
 
 __all__ = [
     "ColumnKind",
@@ -54,7 +58,12 @@ def open_store(
 
 
 def create_store(
-    path_or_url: str | os.PathLike[str], *, fingerprint: str, model: str, embedding_dimension: int
+    path_or_url: str | os.PathLike[str],
+    *,
+    fingerprint: str,
+    model: str,
+    embedding_dimension: int,
+    compaction: Compaction | None = None,
 ) -> Store:
     """Creates an empty store and opens it for writing.
 
@@ -63,6 +72,7 @@ def create_store(
         fingerprint: Of the model of its embeddings.
         model: Its id, for people.
         embedding_dimension: Of its embeddings.
+        compaction: How they are made compact; fingerprint and dimension are then those of compact vectors.
 
     Raises:
         StoreExistsError: There is a store already, or the folder has other files.
@@ -70,5 +80,9 @@ def create_store(
     from alignserve.search.stores import lance
 
     return lance.create_store(
-        os.fspath(path_or_url), fingerprint=fingerprint, model=model, embedding_dimension=embedding_dimension
+        os.fspath(path_or_url),
+        fingerprint=fingerprint,
+        model=model,
+        embedding_dimension=embedding_dimension,
+        compaction=compaction,
     )

@@ -46,32 +46,47 @@ def pack(about: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]]) ->
     return file.getvalue()
 
 
-def unpack(file: Path, form: str, version: int) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
-    """Reads a file.
+def content_of(file: Path) -> bytes:
+    """Returns the content of a file that `pack` made.
+
+    Raises:
+        VectorsError: The file is missing or unreadable.
+    """
+    try:
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise VectorsError(f"{file} is missing") from error
+    except OSError as error:
+        raise VectorsError(f"{file} is damaged: {error}") from error
+
+
+def unpack(
+    content: bytes, name: object, form: str, version: int
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """Reads the content of a file.
 
     Args:
-        file: As `pack` made it.
+        content: As `pack` made it.
+        name: Of the file, for messages.
         form: The `format` that `about` must have.
         version: The `version` that `about` must have.
 
     Raises:
-        VectorsError: The file is missing or damaged, or has another format or version.
+        VectorsError: It is damaged, or has another format or version.
     """
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as data:
+        with np.load(io.BytesIO(content), allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
         about: dict[str, Any] = json.loads(arrays.pop(_ABOUT).tobytes())
         found = (about["format"], about["version"])
-    except FileNotFoundError as error:
-        raise VectorsError(f"{file} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise VectorsError(f"{file} is damaged: {error}") from error
+        raise VectorsError(f"{name} is damaged: {error}") from error
     if found != (form, version):
-        raise VectorsError(f"{file} has format {found[0]} {found[1]}; this version reads {form} {version}")
+        raise VectorsError(f"{name} has format {found[0]} {found[1]}; this version reads {form} {version}")
     return about, arrays
 
 
-def restored(file: Path, about: Mapping[str, Any], make: Callable[[], _Stored]) -> _Stored:
+def restored(name: object, about: Mapping[str, Any], make: Callable[[], _Stored]) -> _Stored:
     """Makes what a file stores, and compares its digest with that in `about`.
 
     Raises:
@@ -81,7 +96,7 @@ def restored(file: Path, about: Mapping[str, Any], make: Callable[[], _Stored]) 
         found = make()
         is_intact = about["digest"] == found.digest()
     except (KeyError, TypeError) as error:
-        raise VectorsError(f"{file} is damaged: {error!r}") from error
+        raise VectorsError(f"{name} is damaged: {error!r}") from error
     if not is_intact:
-        raise VectorsError(f"{file} is damaged: its digest does not match its content")
+        raise VectorsError(f"{name} is damaged: its digest does not match its content")
     return found

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve.search.array_file import digest_of, pack, restored, unpack
+from alignserve.search.array_file import content_of, digest_of, pack, restored, unpack
 from alignserve.search.rotation import Rotation
 from alignserve.search.vectors import normalized
 
@@ -71,7 +71,10 @@ class Compaction:
             (n, dimensions) of length 1 in float32 or float16, or in int8 with a largest element of 127
             or -127; for binary (n, dimensions / 8) uint8, eight signs in each, as the server packs them.
         """
-        rotated = self.rotate(vectors)
+        return self.quantize(self.rotate(vectors))
+
+    def quantize(self, rotated: NDArray[np.float32]) -> NDArray[Any]:
+        """Returns compact vectors, as `encode` does, of vectors that have been rotated."""
         if self.dtype == "binary":
             return np.packbits(rotated > 0, axis=1)
         if self.dtype == "int8":
@@ -117,9 +120,18 @@ class Compaction:
             VectorsError: The file is missing, damaged, or of another version; queries cannot be mapped.
         """
         file = path / FILE if path.is_dir() else path
-        about, arrays = unpack(file, _FORMAT, _VERSION)
+        return cls.from_bytes(content_of(file), file)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: object) -> Compaction:
+        """Reads what `to_bytes` returned; `name` is for messages.
+
+        Raises:
+            VectorsError: It is damaged or of another version.
+        """
+        about, arrays = unpack(content, name, _FORMAT, _VERSION)
         return restored(
-            file,
+            name,
             about,
             lambda: cls(
                 about["dtype"], Rotation(about["rotation"], arrays["matrix"]), about["model_fingerprint"]

@@ -174,7 +174,7 @@ def _parts(
     *,
     is_searched: bool,
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, HeldOut]]:
-    folder.require_floats()
+    folder.require_originals()
     numbers = sample_rows(folder.rows, count + queries, seed)
     held_count = min(queries, int(len(numbers) * _MAX_HELD_OUT))
     is_held = np.zeros(len(numbers), bool)

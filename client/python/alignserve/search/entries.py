@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 
+from alignserve.datasets.paths import path_of
 from alignserve.datasets.row import Row
+from alignserve.search.compact import Compaction
 from alignserve.search.pictures import PATH_COLUMN
 from alignserve.search.store import Entry, Store
 from alignserve.search.vectors import VectorsError, normalized
-from alignserve.search.verification import StoredSample
+from alignserve.search.verification import StoredSample, bound_of
 
 _TEXT_COLUMN = "text"
 
@@ -29,11 +29,13 @@ class EntrySample:
         rows: Number of rows of the store.
         fingerprint: Of the store.
         entries: The rows that were drawn.
+        compaction: Of the store, or `None`.
     """
 
     rows: int
     fingerprint: str
     entries: tuple[Entry, ...]
+    compaction: Compaction | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -43,7 +45,8 @@ class EntrySample:
     def stored(self) -> StoredSample:
         """Returns the vectors, to compare others with."""
         vectors = {(entry.key, _modality(entry)): normalized(entry.embedding) for entry in self.entries}
-        return StoredSample(self.rows, len(self.entries), self.fingerprint, vectors)
+        bound = bound_of(self.compaction.dtype if self.compaction else "")
+        return StoredSample(self.rows, len(self.entries), self.fingerprint, vectors, bound, self.compaction)
 
     def kept_inputs(self) -> Iterator[Row]:
         """Returns the rows with the files and texts that their columns name.
@@ -68,7 +71,7 @@ def draw_entries(store: Store, count: int, seed: int) -> EntrySample:
         place = int(rng.integers(number))
         if place < count:
             chosen[place] = key
-    return EntrySample(store.count(), store.fingerprint, tuple(store.get(chosen)))
+    return EntrySample(store.count(), store.fingerprint, tuple(store.get(chosen)), store.compaction)
 
 
 def is_store(place: str) -> bool:
@@ -87,9 +90,5 @@ def _has_input(entry: Entry) -> bool:
 def _row(entry: Entry) -> Row:
     path: Any = entry.columns.get(PATH_COLUMN)
     if path:
-        return Row(entry.key, image=_file(str(path)))
+        return Row(entry.key, image=path_of(str(path)))
     return Row(entry.key, text=entry.columns.get(_TEXT_COLUMN))
-
-
-def _file(path: str) -> Path:
-    return Path(url2pathname(urlsplit(path).path)) if path.startswith("file:") else Path(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class StoreError(Exception):
     """A store cannot do what it is asked to; the message says why, and what to do."""
@@ -17,6 +19,19 @@ class StoreExistsError(StoreError):
 
 class OtherModelError(StoreError):
     """A store has the embeddings of another model; vectors of different models cannot be compared."""
+
+
+class RowsRefusedError(StoreError):
+    """Rows cannot be kept: a vector is invalid, or a value does not fit its column. Their batch was not put.
+
+    Attributes:
+        reasons: Why, by the keys of the rows.
+    """
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        key, reason = next(iter(reasons.items()))
+        super().__init__(f"row {key!r}: {reason}")
+        self.reasons = reasons
 
 
 class StoreBusyError(StoreError):

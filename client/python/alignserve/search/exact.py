@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from alignserve.search.errors import StoreError
 from alignserve.search.filters import check_filter, matches
 from alignserve.search.store import BOOKKEEPING, ColumnKind, Entry, Hit
+
+if TYPE_CHECKING:
+    from alignserve.search.compact import Compaction
 
 _BLOCK_ROWS = 65_536  # compared at once: with 640 numbers, 168 MB
 _FIRST_ROWS = 1024
@@ -25,10 +28,19 @@ class ExactStore:
         fingerprint: Of the model.
         embedding_dimension: Of its vectors.
         model: Its id, for people.
+        compaction: How the vectors were made compact, or `None`.
     """
 
-    def __init__(self, *, fingerprint: str, embedding_dimension: int, model: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        fingerprint: str,
+        embedding_dimension: int,
+        model: str = "",
+        compaction: Compaction | None = None,
+    ) -> None:
         self.fingerprint = fingerprint
+        self.compaction = compaction
         self.model = model
         self.embedding_dimension = embedding_dimension
         self._embeddings = np.empty((0, embedding_dimension), np.float32)  # (room, dim)

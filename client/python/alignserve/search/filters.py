@@ -30,6 +30,7 @@ Operator: TypeAlias = Literal["equals", "min", "max", "contains"]
 _NAMES = {"string": "text", "number": "numbers", "boolean": "true or false"}
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_MAX_DIGITS = 400  # more are above every float; Python itself reads 4,300
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -169,12 +170,12 @@ def _plain(conditions: dict[str, Any]) -> Any:
 
 
 def _number(text: str, column: str) -> int | float:
-    if _INTEGER.fullmatch(text):
+    if _INTEGER.fullmatch(text) and len(text) <= _MAX_DIGITS:
         return int(text)  # exact, also above 2^53
     # float() also takes 1_000, nan and inf
     value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not math.isfinite(value):
-        raise FilterError(f"column {column!r} has numbers, and {text!r} is not one")
+        raise FilterError(f"column {column!r} has numbers, and {text[:100]!r} is not one")
     return value
 
 
@@ -204,7 +205,13 @@ def _check_value(value: Any, column: str, kind: ColumnKind) -> None:
     fits = {
         "string": isinstance(value, str) and is_unicode(value),
         "boolean": isinstance(value, bool),
-        "number": isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+        "number": _is_number(value),
     }
     if not fits[kind]:
         raise FilterError(f"column {column!r} has {_NAMES[kind]}, and {value!r} is not of that kind")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -15,6 +15,7 @@ from alignserve._suffixes import IMAGE_SUFFIXES, OPTIONAL_IMAGE_SUFFIXES
 from alignserve.datasets.output import FORMAT, MANIFEST
 from alignserve.datasets.sources import SourceOptions, open_dataset
 from alignserve.search.sources import DatasetSource, Source, VectorSource
+from alignserve.search.space import Space, column_type, compaction_of
 from alignserve.search.vectors import COLUMNS, VectorFolder, VectorsError
 
 _VECTOR_JOBS = ("embed", "compact", "migrate")
@@ -47,24 +48,42 @@ class FoundSources:
     vectors: list[VectorFolder] = field(default_factory=list)
     to_embed: list[_ToEmbed] = field(default_factory=list)
 
-    def models(self, column: str | None) -> list[tuple[str, str, int]]:
-        """Returns fingerprint, name and dimension of the models that made the vectors."""
-        return [
-            (folder.fingerprint, folder.model, _dimension(folder, _column(folder, column)))
-            for folder in self.vectors
-        ]
+    def spaces(self, column: str | None, fingerprint: str = "") -> list[Space]:
+        """Returns the spaces of the vectors.
+
+        Args:
+            column: Of the vectors.
+            fingerprint: Of the model of vectors that do not say theirs.
+
+        Raises:
+            VectorsError: A column has no vectors, or what their queries need is missing.
+        """
+        return [_space(folder, _column(folder, column), fingerprint) for folder in self.vectors]
 
     def open(
-        self, options: SourceOptions, *, column: str | None, dimension: int, key_prefix: str
+        self,
+        options: SourceOptions,
+        spaces: Sequence[Space],
+        store: Space,
+        *,
+        column: str | None,
+        key_prefix: str,
     ) -> Iterator[Source]:
         """Yields the sources.
+
+        Args:
+            options: Of datasets to embed.
+            spaces: Of the vectors, as `spaces` returned them.
+            store: The space that vectors are taken into.
+            column: Of the vectors.
+            key_prefix: Put before keys.
 
         Raises:
             SourceError: A source is missing, or it is not clear what it is.
         """
-        for folder in self.vectors:
+        for folder, space in zip(self.vectors, spaces, strict=True):
             name = str(folder.path.absolute())
-            yield VectorSource(name, folder, _column(folder, column), dimension, key_prefix=key_prefix)
+            yield VectorSource(name, folder, _column(folder, column), space, store, key_prefix=key_prefix)
         for one in self.to_embed:
             yield DatasetSource(one.name, open_dataset(one.paths, options), one.deletes, key_prefix)
 
@@ -126,6 +145,19 @@ def _column(folder: VectorFolder, column: str | None) -> str:
     return column if column is not None else COLUMNS[folder.modalities[0]]
 
 
+def _space(folder: VectorFolder, column: str, fingerprint: str) -> Space:
+    compaction = compaction_of(folder)
+    if compaction is None:
+        return Space(folder.fingerprint or fingerprint, folder.model, _dimension(folder, column))
+    found, wanted = folder.schema.field(column).type, column_type(compaction)
+    if found != wanted:
+        raise VectorsError(
+            f"{folder.path}: column {column} has {found}, and its compaction makes {wanted}; make the folder "
+            "again with alignserve compact-vectors"
+        )
+    return Space(compaction.fingerprint, folder.model, compaction.dimensions, compaction)
+
+
 def _dimension(folder: VectorFolder, column: str) -> int:
     type_ = folder.schema.field(column).type
     if pa.types.is_fixed_size_list(type_) and pa.types.is_floating(type_.value_type):
@@ -135,7 +167,7 @@ def _dimension(folder: VectorFolder, column: str) -> int:
     ):
         raise VectorsError(
             f"{folder.path}: column {column} has {type_}, which are not vectors of float32 or float16; "
-            "give the original vectors"
+            "give the original vectors, or what alignserve compact-vectors made of them"
         )
     for _, batch in folder.batches([column]):
         for value in batch.column(0):

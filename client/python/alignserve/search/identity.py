@@ -22,16 +22,19 @@ class Identity:
         fingerprint: Of the model.
         model: Its id, for people.
         embedding_dimension: Of its vectors.
+        compaction: Digest of how its vectors were made compact; empty if they were not.
     """
 
     engine: str
     fingerprint: str
     model: str
     embedding_dimension: int
+    compaction: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the content of `store.json`."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        stated = {name: value for name, value in asdict(self).items() if name != "compaction" or value}
+        return {"format": FORMAT, "version": VERSION, **stated}
 
     @classmethod
     def of(cls, document: str | bytes | None, place: str) -> Identity:
@@ -68,14 +71,13 @@ class Identity:
 
 
 def _checked(found: Mapping[str, Any], place: str) -> Identity:
-    engine, fingerprint, model = (found.get(name) for name in ("engine", "fingerprint", "model"))
+    texts = [found.get(name) for name in ("engine", "fingerprint", "model")]
+    texts.append(found.get("compaction", ""))
     dimension = found.get("embedding_dimension")
-    if not (isinstance(engine, str) and isinstance(fingerprint, str) and isinstance(model, str)):
+    are_texts = all(isinstance(text, str) for text in texts)
+    if not are_texts or not isinstance(dimension, int) or dimension < 1:
         raise StoreError(
             f"the identity of the store {place} is damaged; restore it, or index into a new store"
         )
-    if not isinstance(dimension, int) or dimension < 1:
-        raise StoreError(
-            f"the identity of the store {place} is damaged; restore it, or index into a new store"
-        )
-    return Identity(engine, fingerprint, model, dimension)
+    engine, fingerprint, model, compaction = map(str, texts)
+    return Identity(engine, fingerprint, model, dimension, compaction)

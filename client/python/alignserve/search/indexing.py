@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from alignserve._items import ImageItem, Item, StreamResult, TextItem
 from alignserve.datasets.faults import Verdict, failure_of, verdict_on_item
 from alignserve.datasets.row import Row, RowFailure
-from alignserve.search.errors import OtherModelError
+from alignserve.search.errors import OtherModelError, RowsRefusedError
 from alignserve.search.sources import Source, SourceRow
+from alignserve.search.space import space_of_store
 from alignserve.search.store import BOOKKEEPING, Entry, Store
 
 SOURCE = f"{BOOKKEEPING}source"
@@ -103,7 +104,7 @@ class Indexer:
     Args:
         store: Opened for writing.
         embed: For rows without a vector.
-        fingerprint: Of the server's model, asked for before vectors are put.
+        fingerprint: Of the server's model, asked for before vectors that it made are put.
         max_image_bytes: Of the server; larger files are not read.
         truncate: Whether texts that are too long are truncated.
         on_failure: Called for each row that failed.
@@ -122,6 +123,7 @@ class Indexer:
         on_rows: Callable[[int, int], None] = lambda _, __: None,
     ) -> None:
         self._store = store
+        self._space = space_of_store(store)
         self._embed = embed
         self._fingerprint = fingerprint
         self._max_image_bytes = max_image_bytes
@@ -166,10 +168,22 @@ class Indexer:
         entries = list(self._entries(source, pending, done))
         if entries:
             self._check_model()
-            self._store.put(entries)
+            entries = self._put(entries, done)
         self._count(done, [entry.key for entry in entries], states, counts)
         self._on_rows(len(chunk), len(done.failures))
         return _hashes([*done.unchanged, *(entry.key for entry in entries)])
+
+    def _put(self, entries: list[Entry], done: _Outcome) -> list[Entry]:
+        """Returns the rows that were put; rows that the store refuses fail."""
+        try:
+            self._store.put(entries)
+        except RowsRefusedError as error:
+            done.failures += [
+                Failure(key, RowFailure("VALUE_INVALID", reason)) for key, reason in error.reasons.items()
+            ]
+            entries = [entry for entry in entries if entry.key not in error.reasons]
+            self._store.put(entries)
+        return entries
 
     def _pending(self, source: str, one: SourceRow, state: Mapping[str, Any] | None) -> _Pending:
         row = one.row
@@ -194,7 +208,8 @@ class Indexer:
         for result in self._embed(self._items(rest, done)):
             one = pending[result.id]
             if result.error is None:
-                yield one.entry(source, np.asarray(result.embedding, np.float32))
+                made = np.asarray(result.embedding, np.float32)[None, :]
+                yield one.entry(source, self._space.taken(made, self._space.model_fingerprint)[0])
             elif verdict_on_item(result.error) is Verdict.ROW_FAILS:
                 done.failures.append(Failure(one.row.key, failure_of(result.error)))
             else:
@@ -217,10 +232,10 @@ class Indexer:
 
     def _check_model(self) -> None:
         fingerprint = self._fingerprint()
-        if fingerprint != self._store.fingerprint:
+        if fingerprint != self._space.model_fingerprint:
             raise OtherModelError(
                 f"the server has another model now, with fingerprint {fingerprint}; the store has "
-                f"{self._store.fingerprint}; run the command again with a server of that model"
+                f"{self._space.model_fingerprint}; run the command again with a server of that model"
             )
 
     def _count(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignserve import Client, ImageItem, TextItem
+from alignserve.datasets.paths import path_of
 from alignserve.datasets.row import Row, RowFailure
 from alignserve.datasets.source import BrokenSourceError, Dataset
 from alignserve.search.vectors import COLUMNS, VectorFolder, VectorsError
@@ -157,4 +158,4 @@ def _row(key: str, values: Mapping[str, Any], columns: Mapping[str, str], root: 
 def _image(value: Any, root: Path) -> bytes | Path | None:
     if isinstance(value, dict):  # {bytes, path}
         value = value.get("bytes") or value.get("path")
-    return root / value if isinstance(value, str) else value
+    return root / path_of(value) if isinstance(value, str) else value

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignserve.search.array_file import digest_of, pack, restored, unpack
+from alignserve.search.array_file import content_of, digest_of, pack, restored, unpack
 from alignserve.search.recall import Recall, RecallMeter
 from alignserve.search.rotation import nearest_orthogonal
 from alignserve.search.vectors import VectorsError, normalized
@@ -111,7 +111,7 @@ class OrthogonalMap:
         Raises:
             VectorsError: The file is missing, damaged, or of another version.
         """
-        about, arrays = unpack(file, _FORMAT, _VERSION)
+        about, arrays = unpack(content_of(file), file, _FORMAT, _VERSION)
         matrices, old_means, new_means = (_named(arrays, kind) for kind in ("matrix", "old_mean", "new_mean"))
         return restored(
             file,

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes, urlsplit
 
 from alignserve._images import ImageInput
+from alignserve.datasets.paths import path_of
 from alignserve.search.sheet import Picture
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class SheetPictures:
     """Finds and shrinks pictures, within a total size.
 
     Args:
-        folder: With the pictures: a key or a relative path is a path below it. By default only absolute
-            paths are read.
+        folder: With the pictures: a key or a relative path is a path below it, and so is the key of a picture
+            that has moved from its absolute path. By default only absolute paths are read.
         makes_thumbnails: Whether pictures are decoded, in a child process; by default if Pillow is installed.
         max_total_bytes: Of all pictures together.
     """
@@ -89,9 +89,10 @@ class SheetPictures:
     def _file(self, key: str, columns: Mapping[str, Any]) -> Path | None:
         path = columns.get(PATH_COLUMN)
         if isinstance(path, str):
-            file = _path_of(path)
+            file = path_of(path)
             if file.is_absolute():
-                return file
+                moved = None if self._folder is None or file.is_file() else _below(self._folder, Path(key))
+                return moved or file
             return None if self._folder is None else _below(self._folder, file)
         return None if self._folder is None else _below(self._folder, Path(key))
 
@@ -121,13 +122,6 @@ def media_type_of(content: bytes) -> str | None:
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "image/webp"
     return next((name for signature, name in _SIGNATURES if content.startswith(signature)), None)
-
-
-def _path_of(text: str) -> Path:
-    """Returns the path that a column names; a `file:` URL has the bytes of a name that is not UTF-8."""
-    if not text.startswith("file:"):
-        return Path(text)
-    return Path(unquote_to_bytes(urlsplit(text).path).decode("utf-8", "surrogateescape"))
 
 
 def _below(folder: Path, file: Path) -> Path | None:

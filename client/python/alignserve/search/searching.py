@@ -17,6 +17,7 @@ from alignserve.errors import AlignserveError
 from alignserve.search.errors import OtherModelError
 from alignserve.search.filters import check_filter
 from alignserve.search.queries import BadQuery, QueryError, SearchQuery, composed
+from alignserve.search.space import Space, space_of_store
 from alignserve.search.store import ColumnKind, Hit, Store
 
 
@@ -49,8 +50,9 @@ class Searcher:
     """
 
     def __init__(self, store: Store, client: Client | None = None, *, truncate: bool = False) -> None:
+        self._space = space_of_store(store)
         if client is not None:
-            _check_same_model(store, client.model_info())
+            _check_same_model(self._space, client.model_info())
         self._store = store
         self._client = client
         self._truncate = truncate
@@ -116,8 +118,8 @@ class Searcher:
         return [hit for hit in hits if least is None or hit.similarity >= least]
 
     def _embedding(self, query: SearchQuery, embedded: StreamResult | None) -> NDArray[np.float32] | None:
-        if embedded is not None:
-            return embedded.embedding
+        if embedded is not None and embedded.embedding is not None:
+            return self._space.of_query(embedded.embedding)
         if query.for_server():
             raise ValueError("texts and images of a query need a client")
         return None
@@ -131,10 +133,10 @@ class Searcher:
         return found
 
 
-def _check_same_model(store: Store, info: ModelInfo) -> None:
-    if store.fingerprint != info.fingerprint:
+def _check_same_model(space: Space, info: ModelInfo) -> None:
+    if space.model_fingerprint != info.fingerprint:
         raise OtherModelError(
-            f"the store has embeddings of model {store.model!r} with fingerprint {store.fingerprint}, and "
-            f"the server has model {info.model_id!r} with {info.fingerprint}; embeddings of different models "
-            "cannot be compared: search on a server with the store's model, or index again on this one"
+            f"the store has embeddings of model {space.model!r} with fingerprint {space.model_fingerprint}, "
+            f"and the server has model {info.model_id!r} with {info.fingerprint}; embeddings of different "
+            "models cannot be compared: search on a server with the store's model, or index again on this one"
         )

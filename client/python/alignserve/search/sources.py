@@ -15,12 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from alignserve.datasets.paths import path_text
 from alignserve.datasets.row import Row, RowFailure
 from alignserve.datasets.source import BrokenSourceError, Dataset
 from alignserve.search.pictures import PATH_COLUMN
-from alignserve.search.vectors import VectorFolder
+from alignserve.search.space import Space
+from alignserve.search.store import BOOKKEEPING
+from alignserve.search.vectors import COLUMNS, VectorFolder, vectors_of
 
 _KEY, _TEXT = "key", "text"
+_TEXT_VECTORS = "text_embedding"
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -83,7 +87,7 @@ class DatasetSource:
     def _kept(self, row: Row) -> Row:
         columns = kept_columns(row.columns)
         if isinstance(row.image, Path):
-            columns.setdefault(PATH_COLUMN, _path_text(row.image))
+            columns.setdefault(PATH_COLUMN, path_text(row.image))
         if row.text is not None:
             columns.setdefault(_TEXT, row.text)
         failure = row.failure
@@ -98,13 +102,15 @@ class VectorSource:
 
     Attributes:
         column: Of the vectors.
-        dimension: Of the store; other vectors fail.
+        space: Of the vectors; those of another dimension fail.
+        store: The space that they are taken into.
     """
 
     name: str
     folder: VectorFolder
     column: str
-    dimension: int
+    space: Space
+    store: Space
     deletes: bool = True
     key_prefix: str = ""
     problems: list[str] = field(default_factory=list)
@@ -119,26 +125,55 @@ class VectorSource:
 
     def rows(self) -> Iterator[SourceRow]:
         """Yields a row for each vector; without a column `key`, the number of the row is its key."""
-        others = [
-            name for name in self.folder.schema.names if not _is_vector(self.folder.schema.field(name).type)
-        ]
+        others = [field.name for field in self.folder.schema if not _is_vector(field)]
+        if self.column == _TEXT_VECTORS:  # a row with a path is taken for one of an image
+            others = [name for name in others if name != PATH_COLUMN]
         for first, batch in self.folder.batches([self.column, *others]):
-            vectors = _vectors(batch.column(self.column))
+            vectors = self._decoded(batch.column(self.column))
             columns = {name: batch.column(name).to_pylist() for name in others}
             keys = columns.pop(_KEY, None) or [str(first + number) for number in range(len(batch))]
             for number, (key, vector) in enumerate(zip(keys, vectors, strict=True)):
                 values = {name: column[number] for name, column in columns.items()}
+                if key is None:
+                    row = Row(f"row {first + number}", columns=kept_columns(values))
+                    yield _failed(row, "KEY_MISSING", "the row has no key")
+                    continue
                 row = Row(f"{self.key_prefix}{key}", columns=kept_columns(values))
-                yield _checked(row, vector, self.dimension)
+                yield self._checked(row, vector)
+
+    def _decoded(self, column: pa.Array) -> list[NDArray[np.float32] | None]:
+        """Returns the vectors of a column in floats."""
+        compaction = self.space.compaction
+        if compaction is None or pa.types.is_floating(column.type.value_type):
+            return _vectors(column)
+        is_there, codes = vectors_of(column)
+        decoded = iter(compaction.decode(codes))
+        return [next(decoded) if there else None for there in is_there.tolist()]
+
+    def _checked(self, row: Row, vector: NDArray[np.float32] | None) -> SourceRow:
+        if vector is None:
+            return _failed(row, "VECTOR_MISSING", "the row has no vector")
+        if len(vector) != self.space.dimension:
+            message = f"the vector has {len(vector)} elements, not {self.space.dimension}"
+            return _failed(row, "VECTOR_INVALID", message)
+        length = float(np.linalg.norm(vector.astype(np.float64)))
+        if not np.isfinite(length) or length == 0:
+            return _failed(row, "VECTOR_INVALID", "the vector has NaN or infinity in it, or only zeros")
+        unit = np.asarray(vector / length, np.float32)
+        return SourceRow(row, self.store.taken(unit[None, :], self.space.fingerprint)[0])
 
 
 def kept_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the columns as a store can keep them.
 
     Dates and times become ISO texts, exact decimals and whole numbers above 64 bits texts, and lists and
-    structs JSON. Bytes, which no filter can name, are left out.
+    structs JSON. Bytes, which no filter can name, are left out, as are columns named like a store's own.
     """
-    return {name: _kept(value) for name, value in columns.items() if not isinstance(value, bytes)}
+    return {
+        name: _kept(value)
+        for name, value in columns.items()
+        if not isinstance(value, bytes) and not name.startswith(BOOKKEEPING)
+    }
 
 
 def _kept(value: Any) -> Any:
@@ -153,19 +188,10 @@ def _kept(value: Any) -> Any:
     return str(value) if isinstance(value, (decimal.Decimal, datetime.timedelta)) else repr(value)
 
 
-def _path_text(path: Path) -> str:
-    """Returns the absolute path, or a `file:` URL if the path is not UTF-8."""
-    absolute = path.absolute()
-    try:
-        str(absolute).encode()
-    except UnicodeEncodeError:
-        return absolute.as_uri()
-    return str(absolute)
-
-
-def _is_vector(type_: pa.DataType) -> bool:
+def _is_vector(field: pa.Field) -> bool:
+    type_ = field.type
     is_list = pa.types.is_fixed_size_list(type_) or pa.types.is_list(type_) or pa.types.is_large_list(type_)
-    return bool(is_list and pa.types.is_floating(type_.value_type))
+    return bool(is_list and (field.name in COLUMNS.values() or pa.types.is_floating(type_.value_type)))
 
 
 def _vectors(column: pa.Array) -> list[NDArray[np.float32] | None]:
@@ -176,17 +202,6 @@ def _vectors(column: pa.Array) -> list[NDArray[np.float32] | None]:
             scalar.values.to_numpy(zero_copy_only=False) if scalar.is_valid else None for scalar in column
         )
     ]
-
-
-def _checked(row: Row, vector: NDArray[np.float32] | None, dimension: int) -> SourceRow:
-    if vector is None:
-        return _failed(row, "VECTOR_MISSING", "the row has no vector")
-    if len(vector) != dimension:
-        return _failed(row, "VECTOR_INVALID", f"the vector has {len(vector)} elements, not {dimension}")
-    length = float(np.linalg.norm(vector.astype(np.float64)))
-    if not np.isfinite(length) or length == 0:
-        return _failed(row, "VECTOR_INVALID", "the vector has NaN or infinity in it, or only zeros")
-    return SourceRow(row, np.asarray(vector / length, np.float32))
 
 
 def _failed(row: Row, reason: str, message: str) -> SourceRow:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from alignserve.search.compact import Compaction
 
 ColumnKind: TypeAlias = Literal["string", "number", "boolean"]
 """What the values of a column are; any of them may be `None`."""
@@ -44,14 +47,17 @@ class Store(Protocol):
     """A store of the embeddings of one model.
 
     Attributes:
-        fingerprint: Of the model; the store takes no others, and answers queries of no others.
+        fingerprint: Of the model, or of its vectors made compact; the store takes no others, and answers
+            queries of no others.
         model: Its id, for people.
         embedding_dimension: Of its vectors.
+        compaction: How its vectors were made compact, and queries are too; `None` for the model's own.
     """
 
     fingerprint: str
     model: str
     embedding_dimension: int
+    compaction: Compaction | None
 
     def count(self) -> int:
         """Returns the number of rows."""

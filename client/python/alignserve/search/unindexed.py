@@ -23,15 +23,21 @@ def read_vectors(place: str) -> tuple[ExactStore, int] | None:
     found = find_sources([place], None)
     if not found.vectors:
         return None
-    ((fingerprint, model, dimension),) = found.models(None)
-    if not fingerprint:
+    spaces = found.spaces(None)
+    (space,) = spaces
+    if not space.fingerprint:
         raise ValueError(
             f"the vectors of {place} do not say which model made them; "
             f"alignserve index {place} --to STORE --fingerprint F makes a store of them"
         )
-    store = ExactStore(fingerprint=fingerprint, model=model, embedding_dimension=dimension)
+    store = ExactStore(
+        fingerprint=space.fingerprint,
+        model=space.model,
+        embedding_dimension=space.dimension,
+        compaction=space.compaction,
+    )
     missing = 0
-    for source in found.open(SourceOptions(), column=None, dimension=dimension, key_prefix=""):
+    for source in found.open(SourceOptions(), spaces, space, column=None, key_prefix=""):
         for one in source.rows():
             if one.embedding is None:
                 missing += 1

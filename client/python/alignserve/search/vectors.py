@@ -88,6 +88,11 @@ class VectorFolder:
         return self._metadata("fingerprint")
 
     @property
+    def model_fingerprint(self) -> str:
+        """Returns the fingerprint without the suffix of vectors that compact-vectors has rotated."""
+        return self.fingerprint.partition("+")[0]
+
+    @property
     def model(self) -> str:
         """Returns the identifier of that model; empty if it was not written."""
         return self._metadata("model")
@@ -131,6 +136,19 @@ class VectorFolder:
                     f"{self.path}: {COLUMNS[modality]} is {kind}; give the folder with the original vectors, "
                     "in float32 or float16"
                 )
+
+    def require_originals(self) -> None:
+        """Checks that the vectors are floats as the model made them.
+
+        Raises:
+            VectorsError: They are quantized or rotated.
+        """
+        self.require_floats()
+        if self.model_fingerprint != self.fingerprint:
+            raise VectorsError(
+                f"{self.path} has rotated vectors, fingerprint {self.fingerprint}; give the folder with the "
+                "original vectors"
+            )
 
     def batches(
         self, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from alignserve.search.compact import Compaction
 from alignserve.search.inputs import Embedded
+from alignserve.search.space import compaction_of
 from alignserve.search.vectors import COLUMNS, VectorFolder, VectorsError, normalized, vectors_of
 
 _MAX_EXAMPLES = 5
@@ -148,8 +149,7 @@ class StoredSample:
         Raises:
             VectorsError: They are rotated or quantized, and what queries need is missing.
         """
-        is_compact = "+" in folder.fingerprint or folder.dtype in _BOUNDS
-        compaction = Compaction.load(folder.path) if is_compact else None
+        compaction = compaction_of(folder)
         table = folder.take(numbers, [COLUMNS[name] for name in folder.modalities])
         vectors: dict[tuple[str, str], NDArray[np.float32]] = {}
         for name in folder.modalities:
@@ -238,6 +238,11 @@ def verify(
     )
 
 
+def bound_of(dtype: str) -> float:
+    """Returns the cosine that vectors of the same model reach in a data type."""
+    return _BOUNDS.get(dtype, _FLOAT_BOUND)
+
+
 def _drift(cosines: list[float], bound: float) -> Drift:
     low, p1, median = (round(float(value), 6) for value in np.quantile(cosines, [0, 0.01, 0.5]))
     return Drift(len(cosines), low, p1, median, sum(cosine < bound for cosine in cosines))
@@ -247,4 +252,4 @@ def _bound(folder: VectorFolder) -> float:
     migration = folder.manifest.get("migration")
     if migration:  # mapped vectors are near those of the new model, and not equal
         return float(min(values["min"] for values in migration["cosine"].values()))
-    return _BOUNDS.get(folder.dtype, _FLOAT_BOUND)
+    return bound_of(folder.dtype)

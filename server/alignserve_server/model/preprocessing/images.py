@@ -101,6 +101,11 @@ class ImagePreprocessor:
             self.output_size,
         )
 
+    @property
+    def resampling(self) -> str:
+        """The name of Pillow's filter for resizing, such as bicubic; empty if images are not resized."""
+        return "" if self._sizing is None else self._resample.name.lower()
+
     def __call__(self, image: ImageInput) -> PixelValues:
         """Returns (height, width, 3) pixels of `output_size`, contiguous.
 

@@ -84,7 +84,7 @@ class TextTokenizer:
         self._truncating = Tokenizer.from_str(tokenizer.to_str())
         self._truncating.enable_truncation(max_tokens, direction=truncation_side)
         self._special_tokens = tokenizer.num_special_tokens_to_add(is_pair=False)
-        self._unknown_id = _unknown_id(self._truncating)
+        self._unknown_id = unknown_id(self._truncating)
 
     @classmethod
     def of(cls, spec: TokenizerSpec, *, max_bytes: int) -> TextTokenizer:
@@ -151,7 +151,7 @@ class TextTokenizer:
             raise RuntimeError("the tokenizer panicked") from error
 
 
-def _unknown_id(tokenizer: Tokenizer) -> int | None:
+def unknown_id(tokenizer: Tokenizer) -> int | None:
     """Returns the id of the unknown token; None if the vocabulary covers everything."""
     model = json.loads(tokenizer.to_str())["model"]
     if model.get("unk_token") is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from transformers.models.align.configuration_align import AlignConfig
 from transformers.models.align.modeling_align import AlignModel
 from transformers.utils import logging as transformers_logging
 
+from alignserve_server.model.agreement import check_dimensions, check_temperature
 from alignserve_server.model.checkpoint import CheckpointError
 
 Network: TypeAlias = Any  # AlignModel, whose annotations fail strict type checking
@@ -58,7 +58,8 @@ def load_network(folder: Path) -> Network:
     missing = sorted(name for name in report["missing_keys"] if not _UNUSED_WEIGHTS.fullmatch(name))
     if missing:  # transformers would initialize them randomly
         raise CheckpointError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}")
-    _check_dimensions(model)
+    image_dimension = model.vision_model.encoder.blocks[-1].projection.project_conv.out_channels
+    check_dimensions(image_dimension, embedding_dimension(model))
     _check_weights(model)
     return model.eval()
 
@@ -142,25 +143,11 @@ def _fold_norms(module: nn.Module) -> None:
             setattr(module, norm, nn.Identity())
 
 
-def _check_dimensions(network: Network) -> None:
-    image_dimension = network.vision_model.encoder.blocks[-1].projection.project_conv.out_channels
-    if image_dimension != embedding_dimension(network):
-        raise CheckpointError(
-            f"images have {image_dimension} dimensions, but texts {embedding_dimension(network)}; "
-            "projection_dim must equal the channels of the last vision block"
-        )
-
-
 def _check_weights(network: Network) -> None:
     for name, weight in network.state_dict().items():
         if not _UNUSED_WEIGHTS.fullmatch(name) and not torch.isfinite(weight).all():
             raise CheckpointError(f"the weight {name} has values that are not finite")
-    temperature = network.temperature.item()
-    # Logits are cosines divided by the temperature, and must fit into float32.
-    if temperature <= 0 or not math.isfinite(torch.tensor(2.0 / temperature, dtype=torch.float32)):
-        raise CheckpointError(
-            f"the weight temperature is {temperature:g}; it divides cosines, and must be above 0"
-        )
+    check_temperature(network.temperature.item())
 
 
 @contextmanager

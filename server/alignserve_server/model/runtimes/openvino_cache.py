@@ -15,7 +15,7 @@ import tokenizers
 from alignserve_server.model import probe
 from alignserve_server.model.checkpoint import Checkpoint, CheckpointError
 from alignserve_server.model.drafts import draft_folder, install
-from alignserve_server.model.preparation import QUANTIZER, open_undamaged, prepare, shipped_form
+from alignserve_server.model.preparation import QUANTIZER, prepare, shipped_form, undamaged
 from alignserve_server.model.prepared import PreparedCheckpoint, is_undamaged, open_prepared
 from alignserve_server.model.runtimes.calibration import CalibrationImages
 from alignserve_server.model.runtimes.openvino_quiet import ov
@@ -39,13 +39,13 @@ def prepared_form(
         CheckpointError: Its weights or its processors cannot be served, or OpenVINO cannot convert it.
         ValueError: It must be created, but packages or readable images are missing.
     """
-    found = shipped_form(checkpoint) if calibration is None else None
+    found = undamaged(lambda: shipped_form(checkpoint)) if calibration is None else None
     if found is not None:
         yield found
         return
     folder = _cached(checkpoint, cache_dir / "openvino", calibration)
     if os.path.isdir(folder):  # noqa: PTH112 — Path.is_dir() raises without permission
-        found = open_undamaged(folder)
+        found = undamaged(lambda: open_prepared(folder))
     if found is not None:
         yield found
         return

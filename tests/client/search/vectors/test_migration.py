@@ -192,6 +192,30 @@ def test_the_same_model_is_refused(run: Any, old: Path, tmp_path: Path) -> None:
     assert "nothing to map" in err
 
 
+def test_rotated_vectors_are_mapped_to_whole_ones(run: Any, old: Path, new: Path, tmp_path: Path) -> None:
+    """The output is in the space of the new model, and needs no rotation of queries any more."""
+    run("compact-vectors", old, "--to", tmp_path / "small", "--dimensions", 16)
+
+    code, _, err = run(
+        "migrate-vectors", tmp_path / "small", "--paired", new, "--to", tmp_path / "out", "--min-recall", 0.5
+    )
+
+    assert code == 0, err
+    folder = VectorFolder.open(tmp_path / "out")
+    assert (folder.fingerprint, folder.dimension) == ("new", 32)
+    assert folder.mapped_from.startswith("old+pca16-")
+
+
+def test_new_vectors_must_be_originals(run: Any, old: Path, new: Path, tmp_path: Path) -> None:
+    """Rows that are embedded again could not join vectors that imitate rotated ones."""
+    run("compact-vectors", new, "--to", tmp_path / "small", "--dimensions", 16)
+
+    code, _, err = run("migrate-vectors", old, "--paired", tmp_path / "small", "--to", tmp_path / "out")
+
+    assert code == 4
+    assert "give the folder with the original vectors" in err
+
+
 def test_folders_without_common_keys_are_refused(
     run: Any, write_folder: Any, rotated: Any, old: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,14 @@ class ClipRetrievalSink:
     """Writes shards as clip-retrieval does; the arguments are those of `ParquetSink`."""
 
     def __init__(
-        self, kept: pa.Schema, kinds: Sequence[Kind], info: ModelInfo, dtype: str, *, has_text: bool
+        self,
+        kept: pa.Schema,
+        kinds: Sequence[Kind],
+        info: ModelInfo,
+        dtype: str,
+        *,
+        has_text: bool,
+        has_path: bool = True,  # noqa: ARG002 — of `ParquetSink`; the key stands in for one that is missing
     ) -> None:
         self._kinds = kinds
         path = Column(pa.field("image_path", pa.string()), lambda row: row.image_path or row.key)

@@ -23,17 +23,28 @@ class ParquetSink:
         kept: Columns of the source.
         kinds: The parts of rows that are embedded.
         has_text: Write a column with the text.
+        has_path: Write a column with the path of the image's file, where there is one.
         info: Of the model.
         dtype: `float32` or `float16`.
     """
 
     def __init__(
-        self, kept: pa.Schema, kinds: Sequence[Kind], info: ModelInfo, dtype: str, *, has_text: bool
+        self,
+        kept: pa.Schema,
+        kinds: Sequence[Kind],
+        info: ModelInfo,
+        dtype: str,
+        *,
+        has_text: bool,
+        has_path: bool = False,
     ) -> None:
         self._kinds = kinds
         key = Column(pa.field("key", pa.string(), nullable=False), lambda row: row.key)
         text = [Column(pa.field("text", pa.string()), lambda row: row.text)] if has_text else []
-        self._columns = [key, *text, *kept_columns(kept, _OWN)]
+        path = [Column(pa.field("path", pa.string()), lambda row: row.image_path)] if has_path else []
+        own = [key, *text, *path]
+        names = [*_OWN, *(column.field.name for column in path)]
+        self._columns = [*own, *kept_columns(kept, names)]
         self._type = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), info.embedding_dimension)
         vectors = [pa.field(f"{kind}_embedding", self._type, nullable=False) for kind in kinds]
         fields = [key.field, *vectors, *(column.field for column in self._columns[1:])]

@@ -48,6 +48,19 @@ def kind_of_mode(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "special file")
 
 
+def is_there(path: str | Path) -> bool:
+    """Returns whether a path leads to something, be it a link to nothing.
+
+    Raises:
+        OSError: It cannot be told, such as in a folder that may not be entered.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have this name
+        return False
+    return True
+
+
 @contextmanager
 def open_regular(path: str | Path, buffer_bytes: int = BUFFER_BYTES) -> Iterator[BinaryIO]:
     """Opens a regular file, or a link to one.

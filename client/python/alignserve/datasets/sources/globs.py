@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from alignserve.datasets.sources.files import is_there
 from alignserve.datasets.walk import SYSTEM_FOLDERS, Walk
 
 _MAGIC = frozenset("*?[")
@@ -37,7 +39,13 @@ def _expanded(folder: str, parts: list[str], walk: Walk) -> Iterator[str]:
             yield from _expanded(below.path, rest or ["*"], walk)
     elif _MAGIC.isdisjoint(part):
         path = os.path.join(folder, part)  # noqa: PTH118
-        if os.path.lexists(path):
+        try:
+            is_match = is_there(path)
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # loops of links match nothing
+                walk.problems.append(f"{path}: {error.strerror}")
+            return
+        if is_match:
             yield from _expanded(path, rest, walk)
     else:
         for name in _names(folder, part, walk):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alignserve.datasets.row import Row
 from alignserve.datasets.source import Cursor
-from alignserve.datasets.sources.files import FileError, read_file
+from alignserve.datasets.sources.files import FileError, is_there, read_file
 from alignserve.datasets.sources.json_lines import kept_from, parsed
 from alignserve.datasets.sources.keys import key_of_name
 from alignserve.datasets.sources.lines import BOM
@@ -105,9 +105,9 @@ def block_name(paths: str) -> str:
 
 def _next_to(path: str, max_bytes: int, part: str) -> bytes | None:
     """Returns the content of a file next to an image, without a byte order mark, or `None` without one."""
-    if not os.path.lexists(path):
-        return None
     try:
-        return read_file(path, max_bytes).removeprefix(BOM)
+        return read_file(path, max_bytes).removeprefix(BOM) if is_there(path) else None
+    except OSError as error:
+        raise RowError(f"{part}_UNREADABLE", f"{Path(path).name}: {error.strerror}") from error
     except FileError as error:
         raise RowError(f"{part}_{error.reason}", f"{Path(path).name}: {error.message}") from error

@@ -11,14 +11,18 @@ import numpy as np
 
 from alignserve.datasets.source import BrokenSourceError, SourceError, SourceFile
 from alignserve.datasets.sources.delimited import DelimitedFile
+from alignserve.datasets.sources.image_files import ImageBlock
 from alignserve.datasets.sources.json_lines import JsonLinesFile
 from alignserve.datasets.sources.parquet import ParquetFile
+from alignserve.datasets.sources.tars import TarFile
 
 _HASH_BYTES = 8
 
 
 def check_keys(files: Sequence[SourceFile]) -> None:
-    """Reads the keys of all rows of tables, which needs up to 32 bytes of memory for each.
+    """Reads the keys of all rows, which needs up to 32 bytes of memory for each.
+
+    Those of images and tars too, which are names: a key of a table may be the name of a picture.
 
     Raises:
         SourceError: A key comes twice.
@@ -40,10 +44,10 @@ def check_keys(files: Sequence[SourceFile]) -> None:
 
 
 def _keys(files: Sequence[SourceFile]) -> Iterator[tuple[str, str]]:
-    """Yields the name of the file and the key of each row of the tables."""
+    """Yields the name of the file and the key of each row."""
     for file in files:
-        if not isinstance(file, (DelimitedFile, JsonLinesFile, ParquetFile)):
-            continue
+        if not isinstance(file, (DelimitedFile, ImageBlock, JsonLinesFile, ParquetFile, TarFile)):
+            continue  # it cannot be read
         keys_only = replace(file, builder=replace(file.builder, image=None, text=None, kept=()))
         try:
             for row, _ in keys_only.rows():

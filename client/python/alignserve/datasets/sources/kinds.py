@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from alignserve.datasets.source import SourceError
 from alignserve.datasets.sources.files import FileError, open_regular
@@ -32,6 +33,11 @@ BY_SUFFIX = {
 }
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 _COMPRESSED_TARS = (".tgz", ".tbz2", ".txz")
+_ARCHIVES = (".zip", ".7z", ".rar")
+_FORMATS = (
+    *(".arrow", ".feather", ".orc", ".avro", ".tfrecord", ".tfrecords", ".h5", ".hdf5", ".mdb"),
+    *(".xlsx", ".xls", ".ods"),
+)
 _COMPRESSED_HEADS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 _IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
 _TAR_MAGIC = slice(257, 262)
@@ -43,14 +49,37 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 — costs a tenth of a Path, once per file
 
 
-def compressed_suffix(name: str) -> str | None:
-    """Returns the suffix of a compressed table or tar, such as `.tar.gz`, or `None` for another file."""
+class Unread(NamedTuple):
+    """A file that may hold rows, and is not read.
+
+    Attributes:
+        suffix: Such as `.tar.gz`.
+        kind: Of the compressed table or tar; `None` if the name does not say.
+        advice: For people: what it is, and what to do.
+    """
+
+    suffix: str
+    kind: Kind | None
+    advice: str
+
+
+def unread(name: str) -> Unread | None:
+    """Returns what a compressed table or tar, an archive or a file of another format is by its name.
+
+    Returns:
+        `None` for files that are read, and for those that hold no rows of images or texts.
+    """
     stem, dot, last = name.lower().rpartition(".")
     suffix = dot + last
+    compressed = "is compressed; decompress it first"
     if suffix in _COMPRESSED_TARS:
-        return suffix
+        return Unread(suffix, Kind.TAR, compressed)
     inner = suffix_of(stem)
-    return inner + suffix if suffix in _COMPRESSIONS and inner in BY_SUFFIX else None
+    if suffix in _COMPRESSIONS and inner in BY_SUFFIX:
+        return Unread(inner + suffix, BY_SUFFIX[inner], compressed)
+    if suffix in _ARCHIVES:
+        return Unread(suffix, None, "is an archive; unpack it first")
+    return Unread(suffix, None, "is in a format that is not read; convert it") if suffix in _FORMATS else None
 
 
 def kind_of_name(name: str, image_suffixes: frozenset[str]) -> Kind | None:

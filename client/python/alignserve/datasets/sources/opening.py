@@ -20,7 +20,7 @@ from alignserve.datasets.sources.keys import key_of_name
 from alignserve.datasets.sources.kinds import Kind
 from alignserve.datasets.sources.options import ALL_COLUMNS, SourceOptions
 from alignserve.datasets.sources.rows import IMAGE, TEXT, Limits, RowBuilder
-from alignserve.datasets.sources.types import common_type, is_image_type, is_text_type, kept_type
+from alignserve.datasets.sources.types import common_type, has_paths, is_image_type, is_text_type, kept_type
 from alignserve.datasets.sources.unreadable import UnreadableFile
 
 _Make = Callable[[RowBuilder], SourceFile]
@@ -38,6 +38,7 @@ class _Opened:
         types: Of the columns that can be kept; `None` for files that keep any name, as text.
         make: Makes the source file.
         image_root: The folder from which relative paths start.
+        has_image_files: Whether images are files of their own.
     """
 
     name: str
@@ -47,6 +48,7 @@ class _Opened:
     types: dict[str, pa.DataType] | None
     make: _Make
     image_root: str = ""
+    has_image_files: bool = False
 
 
 def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = None) -> Dataset:
@@ -74,12 +76,17 @@ def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = No
     if not found.files:
         left_out = ", ".join(f"{count} {kind}" for kind, count in sorted(found.skipped.items()))
         raise SourceError("; ".join(("nothing to read was found", *found.problems, left_out)).rstrip("; "))
-    opened = _with_parts_of_all_tars(list(_opened(found, options)))
+    opened = _with_parts_of_all_tars(list(_opened(found, options)), options)
     readable = [file for file in opened if isinstance(file, _Opened)]
     _check_alike(readable)
     schema = _schema(readable, options)
     files = [_made(file, schema, options) if isinstance(file, _Opened) else file for file in opened]
     if options.key_column is not None:
+        if all(file.chosen.key is None for file in readable):
+            raise SourceError(
+                f"keys should be in the column '{options.key_column}', but no source is a table; leave out "
+                "key_column"
+            )
         check_keys(files)
     return Dataset(
         files,
@@ -88,6 +95,7 @@ def open_dataset(paths: Iterable[str | Path], options: SourceOptions | None = No
         found.problems,
         any(file.chosen.image is not None for file in readable),
         any(file.chosen.text is not None for file in readable),
+        any(file.has_image_files for file in readable),
     )
 
 
@@ -109,11 +117,23 @@ def _opened(found: Found, options: SourceOptions) -> Iterator[_Opened | Unreadab
             yield UnreadableFile(key_of_name(name), path, error.message)
 
 
-def _with_parts_of_all_tars(files: Sequence[_Opened | UnreadableFile]) -> list[_Opened | UnreadableFile]:
-    """Has images and texts read of all tars if one has some: only their first samples were looked at."""
-    tars_ = [file.chosen for file in files if isinstance(file, _Opened) and file.kind is Kind.TAR]
-    image = next((chosen.image for chosen in tars_ if chosen.image is not None), None)
-    text = next((chosen.text for chosen in tars_ if chosen.text is not None), None)
+def _with_parts_of_all_tars(
+    files: Sequence[_Opened | UnreadableFile], options: SourceOptions
+) -> list[_Opened | UnreadableFile]:
+    """Has images and texts read of all tars if one has some: only their first samples were looked at.
+
+    Raises:
+        SourceError: None has what was asked for.
+    """
+    tars_ = [file for file in files if isinstance(file, _Opened) and file.kind is Kind.TAR]
+    image = next((file.chosen.image for file in tars_ if file.chosen.image is not None), None)
+    text = next((file.chosen.text for file in tars_ if file.chosen.text is not None), None)
+    names = list(dict.fromkeys(name for file in tars_ for name in file.names))
+    for part, asked, found in (("image", options.image_column, image), ("text", options.text_column, text)):
+        if asked and names and found is None:
+            raise SourceError(
+                f"{tars_[0].name}: {part}s should be in the members '{asked}'; there are {listed(names)}"
+            )
     return [
         replace(file, chosen=replace(file.chosen, image=image, text=text))
         if isinstance(file, _Opened) and file.kind is Kind.TAR
@@ -138,7 +158,15 @@ def _open_images(found: Found, paths: str, options: SourceOptions) -> _Opened:
         text_suffix=f".{options.text_column or 'txt'}",
         max_metadata_bytes=options.max_row_bytes,
     )
-    return _Opened(name, Kind.IMAGES, (), chosen, None, lambda builder: make(builder=builder))
+    return _Opened(
+        name,
+        Kind.IMAGES,
+        (),
+        chosen,
+        None,
+        lambda builder: make(builder=builder),
+        has_image_files=chosen.image is not None,
+    )
 
 
 def _open_parquet(path: Path, name: str, options: SourceOptions) -> _Opened:
@@ -160,6 +188,7 @@ def _open_parquet(path: Path, name: str, options: SourceOptions) -> _Opened:
         kept,
         partial(parquet.ParquetFile, name, path),
         _root(path, options),
+        chosen.image is not None and has_paths(types[chosen.image]),
     )
 
 
@@ -179,13 +208,19 @@ def _open_csv(path: Path, name: str, options: SourceOptions) -> _Opened:
         types,
         lambda builder: make(builder=builder),
         _root(path, options),
+        chosen.image is not None,
     )
 
 
 def _open_json_lines(path: Path, name: str, options: SourceOptions) -> _Opened:
     asked = (options.image_column, options.text_column, options.key_column)
     names = json_lines.names_in(path, options.max_row_bytes, [name for name in asked if name])
-    chosen = choose(names, options, place=str(path)) if path.stat().st_size else Chosen(None, None, None, ())
+    is_empty = not path.stat().st_size
+    if not names and not is_empty:
+        raise SourceError(
+            f"{path}: none of its first {json_lines.PEEKED_LINES} lines is a JSON object with names"
+        )
+    chosen = Chosen(None, None, None, ()) if is_empty else choose(names, options, place=str(path))
     make = partial(
         json_lines.JsonLinesFile,
         name,
@@ -201,14 +236,20 @@ def _open_json_lines(path: Path, name: str, options: SourceOptions) -> _Opened:
         None,
         lambda builder: make(builder=builder),
         _root(path, options),
+        chosen.image is not None,
     )
 
 
 def _open_tar(path: Path, name: str, options: SourceOptions) -> _Opened:
     samples = tars.samples_of(options)
-    chosen = tars.chosen_in(path, samples, options)
-    make = partial(tars.TarFile, name, path, samples, max_metadata_bytes=options.max_row_bytes)
-    return _Opened(name, Kind.TAR, (), chosen, None, lambda builder: make(builder=builder))
+    names, chosen = tars.chosen_in(path, samples, options)
+
+    def make(builder: RowBuilder) -> SourceFile:
+        parts = replace(chosen, image=builder.image, text=builder.text)  # of all tars
+        late = tars.late_suffixes(parts, samples, options)
+        return tars.TarFile(name, path, samples, builder, options.max_row_bytes, late)
+
+    return _Opened(name, Kind.TAR, names, chosen, None, make)
 
 
 def _root(path: Path, options: SourceOptions) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import parquet, types
+from pyarrow import parquet
 
 from alignserve.datasets.row import Row
 from alignserve.datasets.source import BrokenSourceError, Cursor
 from alignserve.datasets.sources.files import FileError, digest_of, open_regular
 from alignserve.datasets.sources.rows import RowBuilder, RowError
+from alignserve.datasets.sources.types import with_integers
 
 _BATCH_BYTES = 16 << 20
 _MAX_BATCH_ROWS = 512
@@ -121,13 +122,13 @@ def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
 def _column_values(column: pa.Array) -> list[Any]:
     """Returns a column as Python values; a value that cannot be one is a `RowError`.
 
-    Times in nanoseconds become integers, which pyarrow takes for the same type: Python's own times are
-    coarser.
+    Times in nanoseconds become integers, also within lists and structs, which pyarrow takes for the same
+    type: Python's own times are coarser.
     """
     if isinstance(column.type, pa.BaseExtensionType):
         column = column.storage
-    if _is_in_nanoseconds(column.type):
-        column = column.view(pa.int64())
+    if (type_ := with_integers(column.type)) != column.type:
+        column = column.cast(type_)
     try:
         return list(column.to_pylist())
     except (ValueError, OverflowError, pa.ArrowException):
@@ -139,11 +140,6 @@ def _value(scalar: pa.Scalar) -> Any:
         return scalar.as_py()
     except (ValueError, OverflowError, pa.ArrowException) as error:
         return RowError("COLUMN_INVALID", f"a value of type {scalar.type} cannot be read: {error}")
-
-
-def _is_in_nanoseconds(type_: pa.DataType) -> bool:
-    is_time = types.is_timestamp(type_) or types.is_duration(type_) or types.is_time64(type_)
-    return bool(is_time and type_.unit == "ns")
 
 
 def _first_line(error: Exception) -> str:

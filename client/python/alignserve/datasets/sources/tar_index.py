@@ -53,6 +53,9 @@ class TarReader:
     """The members of an open tar, from any header on.
 
     Archives that were appended to one another are read to the end of the last.
+
+    Attributes:
+        left_out: The name of the first file that belongs to no sample, or `None` as long as there is none.
     """
 
     def __init__(self, file: BinaryIO, *, splits_at_first_dot: bool) -> None:
@@ -60,6 +63,7 @@ class TarReader:
         self._file = file
         self._size = file.seek(0, 2)
         self._splits_at_first_dot = splits_at_first_dot
+        self.left_out: str | None = None
         # It would read the first header at once, before it was checked; so it is made on an empty archive.
         self._tar = tarfile.TarFile(fileobj=BytesIO(_ZEROS), encoding="utf-8", errors="surrogateescape")
         self._tar.fileobj = file
@@ -84,6 +88,8 @@ class TarReader:
             info, end = self._next(offset, block)
             if (member := self._member(info)) is not None:
                 yield offset, member
+            elif info.isreg() and self.left_out is None:
+                self.left_out = info.name
             offset = end
         if not is_ended:
             raise TarBroken(f"it breaks off at byte {offset}, without the mark of its end")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tarfile import TarInfo
 from typing import Any, BinaryIO
@@ -71,6 +70,8 @@ class TarFile:
         samples: The members of a sample that are read.
         builder: Makes the rows, of the columns `IMAGE` and `TEXT`.
         max_metadata_bytes: A larger JSON fails the row.
+        late_suffixes: Of members, and `json:NAME`, that would have been read if the first members had shown
+            them; a sample with one of them fails, since its image or text would be left out.
     """
 
     name: str
@@ -78,6 +79,7 @@ class TarFile:
     samples: TarSamples
     builder: RowBuilder
     max_metadata_bytes: int
+    late_suffixes: frozenset[str] = frozenset()
 
     def digest(self) -> str:
         return digest_of(self.path)
@@ -101,11 +103,26 @@ class TarFile:
         try:
             if twice is not None:
                 raise RowError("MEMBER_TWICE", f"'{key}.{twice}' is in the tar twice")
+            self._check_suffixes(members)
             metadata = self._metadata(reader, members)
+            self._check_names(metadata)
             values = {IMAGE: self._image(reader, members), TEXT: self._text(reader, members, metadata)}
         except RowError as error:
             return Row(place, failure=error.failure)
         return self.builder.build(place, values, kept_from(metadata, self.builder.kept))
+
+    def _check_suffixes(self, members: _Members) -> None:
+        late = next((suffix for suffix in members if suffix in self.late_suffixes), None)
+        if late is not None:
+            raise _late(f"member '{late}'")
+
+    def _check_names(self, metadata: Mapping[str, Any]) -> None:
+        late = next(
+            (name for name in metadata if f"{_METADATA}:{name}" in self.late_suffixes and metadata[name]),
+            None,
+        )
+        if late is not None:
+            raise _late(f"name '{late}' in the member '{_METADATA}'")
 
     def _image(self, reader: TarReader, members: _Members) -> bytes | None:
         if self.builder.image is None:
@@ -136,7 +153,8 @@ class TarFile:
 
     def _metadata(self, reader: TarReader, members: _Members) -> dict[str, Any]:
         has_text = any(suffix in members for suffix in TEXT_SUFFIXES) or self.samples.text in members
-        is_needed = self.builder.kept or (self.builder.text is not None and not has_text)
+        reads_text = self.builder.text is not None or self.late_suffixes
+        is_needed = self.builder.kept or (reads_text and not has_text)
         if _METADATA not in members or not is_needed:
             return {}
         return parsed(
@@ -150,31 +168,39 @@ def samples_of(options: SourceOptions) -> TarSamples:
     return TarSamples(frozenset(suffix.removeprefix(".") for suffix in suffixes), options.text_column or None)
 
 
-def chosen_in(path: Path, samples: TarSamples, options: SourceOptions) -> Chosen:
-    """Returns what the first samples of a tar have; everything that is asked for, if none can be read.
+def chosen_in(path: Path, samples: TarSamples, options: SourceOptions) -> tuple[list[str], Chosen]:
+    """Returns the suffixes in a tar, as far as it was looked at, and what of them is read.
 
     Raises:
         FileError: It cannot be read.
-        SourceError: They have nothing that is asked for.
+        SourceError: It has files, but neither images nor texts.
     """
-    found = _suffixes_in(path, samples)
     texts = _text_names(samples)
+    wanted = (samples.image_suffixes if options.image_column else (), texts if options.text_column else ())
+    found = _suffixes_in(path, samples, [set(names) for names in wanted if names])
     image = None if options.image_column == "" or samples.image_suffixes.isdisjoint(found) else IMAGE
     text = None if options.text_column == "" or texts.isdisjoint(found) else TEXT
-    for part, asked, is_there in (
-        ("image", options.image_column, image),
-        ("text", options.text_column, text),
-    ):
-        if asked and found and is_there is None:
-            raise SourceError(
-                f"{path}: {part}s should be in the members '{asked}'; there are {listed(found)}"
-            )
-    if found and image is None and text is None:
+    if found and image is None and text is None and not (options.image_column or options.text_column):
         raise SourceError(
             f"{path}: no member was recognized as an image or a text among {listed(found)}; name its suffix "
             "with image_column or text_column"
         )
-    return Chosen(image, text, None, ())
+    return found, Chosen(image, text, None, ())
+
+
+def late_suffixes(chosen: Chosen, samples: TarSamples, options: SourceOptions) -> frozenset[str]:
+    """Returns what would have been chosen, had the first members shown it; see `TarFile`."""
+    images = samples.image_suffixes if chosen.image is None and options.image_column is None else ()
+    texts = _text_names(samples) if chosen.text is None and options.text_column is None else ()
+    return frozenset((*images, *texts))
+
+
+def _late(what: str) -> RowError:
+    return RowError(
+        "COLUMN_LATE",
+        f"no tar has a {what} among its first {_PEEKED_MEMBERS} members; name it with image_column or "
+        "text_column",
+    )
 
 
 def _text_names(samples: TarSamples) -> set[str]:
@@ -183,18 +209,36 @@ def _text_names(samples: TarSamples) -> set[str]:
     return {*suffixes, *(f"{_METADATA}:{name}" for name in names)}
 
 
-def _suffixes_in(path: Path, samples: TarSamples) -> list[str]:
-    """Returns the suffixes of the first members of a tar, and `json:NAME` for the names in the first JSON."""
+def _suffixes_in(path: Path, samples: TarSamples, wanted: Collection[Set[str]]) -> list[str]:
+    """Returns the suffixes of the first members of a tar, and `json:NAME` for the names in their JSON.
+
+    Args:
+        path: Of the tar.
+        samples: How its members are read.
+        wanted: Sets of which one each is looked for in all members if the first ones lack it.
+
+    Raises:
+        FileError: It cannot be read.
+        SourceError: It has files, and no sample.
+    """
     found: dict[str, None] = {}
     with open_regular(path, _BUFFER_BYTES) as file:
         reader = samples.reader(file)
         try:
-            for _, member in islice(reader.members(), _PEEKED_MEMBERS):
-                if member.suffix == _METADATA and _METADATA not in found:
+            texts = _text_names(samples)
+            for count, (_, member) in enumerate(reader.members()):
+                if count >= _PEEKED_MEMBERS and not any(map(found.keys().isdisjoint, wanted)):
+                    break
+                if member.suffix == _METADATA and texts.isdisjoint(found):
                     found.update(dict.fromkeys(_names_in(reader, member.info)))
                 found[member.suffix] = None
         except TarBroken:
-            pass
+            return list(found)
+    if not found and reader.left_out is not None:
+        raise SourceError(
+            f"{path}: no member has a name that makes it part of a sample, such as 000017.jpg; there is "
+            f"{reader.left_out!r}"
+        )
     return list(found)
 
 

@@ -12,7 +12,7 @@ from alignserve.datasets.source import SourceError
 
 def is_text_type(type_: pa.DataType) -> bool:
     """Returns whether a column can hold texts: strings of any kind, or bytes, which have to be UTF-8."""
-    return _is_string(_plain(type_)) or _is_bytes(_plain(type_)) or types.is_null(type_)
+    return _is_string(_plain(type_)) or is_bytes_type(_plain(type_)) or types.is_null(type_)
 
 
 def is_image_type(type_: pa.DataType) -> bool:
@@ -20,7 +20,13 @@ def is_image_type(type_: pa.DataType) -> bool:
     plain = _plain(type_)
     if types.is_struct(plain):
         return any(plain.get_field_index(name) >= 0 for name in ("bytes", "path"))
-    return _is_bytes(plain) or _is_string(plain) or types.is_null(plain)
+    return is_bytes_type(plain) or _is_string(plain) or types.is_null(plain)
+
+
+def has_paths(type_: pa.DataType) -> bool:
+    """Returns whether images of a column are paths; in a struct of `bytes` and `path`, they are the bytes."""
+    plain = _plain(type_)
+    return _is_string(plain) or (types.is_struct(plain) and plain.get_field_index("bytes") < 0)
 
 
 def kept_type(type_: pa.DataType) -> pa.DataType:
@@ -36,7 +42,23 @@ def kept_type(type_: pa.DataType) -> pa.DataType:
         return pa.list_(kept_type(plain.value_type))
     if _is_string(plain):
         return pa.string()
-    return pa.binary() if _is_bytes(plain) and not types.is_fixed_size_binary(plain) else plain
+    return pa.binary() if is_bytes_type(plain) and not types.is_fixed_size_binary(plain) else plain
+
+
+def with_integers(type_: pa.DataType) -> pa.DataType:
+    """Returns a type with integers in place of times in nanoseconds."""
+    if types.is_struct(type_):
+        return pa.struct([field.with_type(with_integers(field.type)) for field in type_])
+    if types.is_map(type_):
+        return pa.map_(with_integers(type_.key_type), with_integers(type_.item_type))
+    if types.is_fixed_size_list(type_):
+        return pa.list_(_integers_in(type_.value_field), type_.list_size)
+    if types.is_list(type_):
+        return pa.list_(_integers_in(type_.value_field))
+    if types.is_large_list(type_):
+        return pa.large_list(_integers_in(type_.value_field))
+    is_time = types.is_timestamp(type_) or types.is_duration(type_) or types.is_time64(type_)
+    return pa.int64() if is_time and type_.unit == "ns" else type_
 
 
 def common_type(name: str, seen: Iterable[tuple[str, pa.DataType]]) -> pa.DataType:
@@ -101,10 +123,15 @@ def _kept_field(field: pa.Field) -> pa.Field:
     return pa.field(field.name, kept_type(field.type), field.nullable)
 
 
+def _integers_in(field: pa.Field) -> pa.Field:
+    return field.with_type(with_integers(field.type))
+
+
 def _is_string(type_: pa.DataType) -> bool:
     return any(test(type_) for test in (types.is_string, types.is_large_string, types.is_string_view))
 
 
-def _is_bytes(type_: pa.DataType) -> bool:
+def is_bytes_type(type_: pa.DataType) -> bool:
+    """Returns whether a column has bytes."""
     tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
     return any(test(type_) for test in tests)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
 from alignserve.datasets.sources.keys import is_unicode
-from alignserve.search.errors import StoreError
 from alignserve.search.store import ColumnKind, Entry
 
 KEY = "key"
@@ -54,33 +53,31 @@ def kind_of(type_: pa.DataType) -> ColumnKind | None:
     return _KINDS.get(type_)
 
 
-def types_of(entries: Sequence[Entry], known: Mapping[str, pa.DataType]) -> dict[str, pa.DataType]:
-    """Returns the types of the columns that the entries have and the store lacks.
+def learn_types(entry: Entry, known: Mapping[str, pa.DataType], found: dict[str, pa.DataType]) -> None:
+    """Adds the types of the columns that a row has and the store lacks.
 
     Args:
-        entries: To be put.
+        entry: To be put.
         known: The types of the store's columns.
+        found: Those of the rows before it in the batch.
 
     Raises:
-        StoreError: A value does not fit its column.
+        ValueError: A value does not fit its column.
     """
-    found: dict[str, pa.DataType] = {}
-    for entry in entries:
-        for name, value in entry.columns.items():
-            _check_unicode(name, "a column's name", entry.key)
-            _check_unicode(value, f"column {name!r}", entry.key)
-            type_ = known.get(name) or found.get(name)
-            if type_ is None:
-                if (new := _type_of(value, name, entry.key)) is not None:
-                    found[name] = new
-            elif type_ == pa.int64() and isinstance(value, float) and name in found:
-                found[name] = pa.float64()
-            elif not _fits(value, type_):
-                raise StoreError(
-                    f"row {entry.key!r}: column {name!r} has {_describe(type_)}, and {value!r} is not "
-                    "of that type"
-                )
-    return found
+    for name, value in entry.columns.items():
+        _check_unicode(name, "a column's name")
+        _check_unicode(value, f"column {name!r}")
+        type_ = known.get(name) or found.get(name)
+        if type_ is None:
+            if (new := _type_of(value, name)) is not None:
+                found[name] = new
+        elif type_ == pa.int64() and isinstance(value, float) and name in found:
+            found[name] = pa.float64()
+        elif not _fits(value, type_):
+            raise ValueError(
+                f"column {name!r} has {_describe(type_)}, and {value!r} is not of that type; leave the "
+                "column out, or index into another store"
+            )
 
 
 def array(values: Iterable[Any], type_: pa.DataType) -> pa.Array:
@@ -91,16 +88,16 @@ def array(values: Iterable[Any], type_: pa.DataType) -> pa.Array:
 
 
 def check_key(key: str) -> None:
-    """Raises `StoreError` if a key is not Unicode."""
-    _check_unicode(key, "the key", key)
+    """Raises `ValueError` if a key is not Unicode."""
+    _check_unicode(key, "the key")
 
 
-def _check_unicode(value: Any, what: str, key: str) -> None:
+def _check_unicode(value: Any, what: str) -> None:
     if isinstance(value, str) and not is_unicode(value):
-        raise StoreError(f"row {key!r}: {what} is not Unicode text; it has lone surrogates")
+        raise ValueError(f"{what} is not Unicode text; it has lone surrogates")
 
 
-def _type_of(value: Any, name: str, key: str) -> pa.DataType | None:
+def _type_of(value: Any, name: str) -> pa.DataType | None:
     if value is None:
         return None
     if isinstance(value, bool):
@@ -111,9 +108,8 @@ def _type_of(value: Any, name: str, key: str) -> pa.DataType | None:
         return pa.float64()
     if isinstance(value, str):
         return pa.string()
-    raise StoreError(
-        f"row {key!r}: column {name!r} has {value!r}; a store keeps texts, true and false, and numbers of "
-        "64 bits"
+    raise ValueError(
+        f"column {name!r} has {value!r}; a store keeps texts, true and false, and numbers of 64 bits"
     )
 
 

@@ -22,20 +22,32 @@ from numpy.typing import NDArray
 from alignserve.datasets import durable
 from alignserve.datasets.lock import FolderLock
 from alignserve.datasets.sources.keys import is_unicode
-from alignserve.search.errors import NoStoreError, StoreBusyError, StoreError, StoreExistsError
+from alignserve.search.compact import Compaction
+from alignserve.search.errors import (
+    NoStoreError,
+    RowsRefusedError,
+    StoreBusyError,
+    StoreError,
+    StoreExistsError,
+)
 from alignserve.search.filters import check_filter
 from alignserve.search.identity import Identity
 from alignserve.search.store import BOOKKEEPING, ColumnKind, Entry, Hit
 from alignserve.search.stores import columns, sql, tuning
 from alignserve.search.stores.columns import EMBEDDING, KEY
+from alignserve.search.stores.elements import Elements
+from alignserve.search.stores.engine_errors import engine_errors, reason
 from alignserve.search.stores.quiet_lancedb import connect
 
 ENGINE = "lancedb"
 
 _TABLE = "vectors"
+_COMPACTION_TABLE, _CONTENT = "compaction", "content"  # a table, so that stores at URLs have it too
 _METADATA = b"alignserve.store"
 _IDENTITY_FILE, _LOCK_FILE = "store.json", ".lock"
-_OWN = frozenset({_LOCK_FILE, f"{_TABLE}.lance"})  # what an unfinished creation leaves
+_OWN = frozenset(
+    {_LOCK_FILE, f"{_TABLE}.lance", f"{_COMPACTION_TABLE}.lance"}
+)  # what an unfinished creation leaves
 
 _ROWS_AT_A_TIME = 8192  # in one version of the table, and in one batch of a scan
 _KEYS_AT_A_TIME = 2048  # in one condition
@@ -44,55 +56,91 @@ _KEPT_VERSIONS = timedelta(hours=1)  # for readers that are still in an old one
 Table: TypeAlias = Any  # lancedb's classes of local and remote tables have a private common base
 
 
-def create_store(place: str, *, fingerprint: str, model: str, embedding_dimension: int) -> LanceStore:
+def create_store(
+    place: str,
+    *,
+    fingerprint: str,
+    model: str,
+    embedding_dimension: int,
+    compaction: Compaction | None = None,
+) -> LanceStore:
     """Creates an empty store; see `alignserve.search.create_store`."""
-    identity = Identity(ENGINE, fingerprint, model, embedding_dimension)
+    digest = compaction.digest() if compaction else ""
+    identity = Identity(ENGINE, fingerprint, model, embedding_dimension, digest)
     folder = _folder(place)
     lock = None
     if folder is not None:
+        if folder.exists() and not folder.is_dir():
+            raise StoreExistsError(f"{place} is a file; choose a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         _check_free(place, folder)  # leaves no lock in a folder of photos
         lock = _locked(folder)
     try:
         _check_free(place, folder)
-        table = _connected(place).create_table(_TABLE, schema=_schema(identity), mode="overwrite")
+        schema = _schema(identity, Elements.of(embedding_dimension, compaction))
+        # In a folder, an unfinished creation is done again; on an object store, another run may be faster.
+        mode = "create" if folder is None else "overwrite"
+        with engine_errors(place):
+            database = _connected(place)
+            if compaction is not None:
+                content = pa.table({_CONTENT: pa.array([compaction.to_bytes()], pa.binary())})
+                database.create_table(_COMPACTION_TABLE, content, mode="overwrite")
+            table = database.create_table(_TABLE, schema=schema, mode=mode)
         if folder is not None:  # last: a folder without it is not a store
             durable.write_json(folder / _IDENTITY_FILE, identity.as_json())
     except BaseException:
         if lock is not None:
             lock.release()
         raise
-    return LanceStore(place, identity, table, lock, is_writable=True)
+    return LanceStore(place, identity, table, lock, compaction, is_writable=True)
 
 
 def open_store(place: str, *, fingerprint: str | None = None, for_writing: bool = False) -> LanceStore:
     """Opens a store; see `alignserve.search.open_store`."""
     folder = _folder(place)
     if folder is not None and not (folder / _IDENTITY_FILE).is_file():
-        raise NoStoreError(
-            f"there is no store at {place}; make one with alignserve index SOURCE --to {place}"
-        )
-    table = _opened(place)
-    identity = Identity.of((table.schema.metadata or {}).get(_METADATA), place)
+        raise _no_store(place)
+    try:
+        table = _opened(place)
+    except NoStoreError as error:
+        if folder is None:
+            raise
+        raise StoreError(
+            f"the store {place} is damaged: its rows are gone; "
+            "restore it, or delete the folder and index again"
+        ) from error
+    with engine_errors(place):
+        metadata = table.schema.metadata or {}
+    identity = Identity.of(metadata.get(_METADATA), place)
     if folder is not None and Identity.of((folder / _IDENTITY_FILE).read_bytes(), place) != identity:
         raise StoreError(
             f"the files of the store {place} are of different stores; restore it, or index again"
         )
     if fingerprint is not None:
         identity.check_model(fingerprint, place)
+    compaction = _compaction(place, identity) if identity.compaction else None
     lock = _locked(folder) if for_writing and folder is not None else None
-    return LanceStore(place, identity, table, lock, is_writable=for_writing)
+    return LanceStore(place, identity, table, lock, compaction, is_writable=for_writing)
 
 
 class LanceStore:
     """A store in LanceDB; see `alignserve.search.store.Store`."""
 
     def __init__(
-        self, place: str, identity: Identity, table: Table, lock: FolderLock | None, *, is_writable: bool
+        self,
+        place: str,
+        identity: Identity,
+        table: Table,
+        lock: FolderLock | None,
+        compaction: Compaction | None,
+        *,
+        is_writable: bool,
     ) -> None:
         self.fingerprint = identity.fingerprint
         self.model = identity.model
         self.embedding_dimension = identity.embedding_dimension
+        self.compaction = compaction
+        self._elements = Elements.of(identity.embedding_dimension, compaction)
         self._place = place
         self._table = table
         self._lock = lock
@@ -100,20 +148,22 @@ class LanceStore:
 
     def count(self) -> int:
         """Returns the number of rows."""
-        return int(self._table.count_rows())
+        return self._count(None)
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Adds rows; rows with the same keys are replaced. Every few thousand rows appear at once."""
         self._check_writable()
         rows = iter(entries)
         while chunk := list(islice(rows, _ROWS_AT_A_TIME)):
-            self._put_chunk(list({entry.key: entry for entry in chunk}.values()))
+            with engine_errors(self._place):
+                self._put_chunk(list({entry.key: entry for entry in chunk}.values()))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes rows; keys that are not there do no harm."""
         self._check_writable()
         for some in _batches(keys, _KEYS_AT_A_TIME):
-            self._table.delete(sql.is_one_of(KEY, some))
+            with engine_errors(self._place):
+                self._table.delete(sql.is_one_of(KEY, some))
 
     def get(self, keys: Sequence[str]) -> list[Entry]:
         """Returns the rows with these keys, in this order; keys that are not there are left out."""
@@ -150,7 +200,8 @@ class LanceStore:
     def optimize(self) -> None:
         """Compacts files, removes old versions, and builds or extends the indexes if the table is large."""
         self._check_writable()
-        tuning.optimize(self._table, self.count(), _KEPT_VERSIONS)
+        with engine_errors(self._place):
+            tuning.optimize(self._table, self.count(), _KEPT_VERSIONS, is_bits=self._elements.is_bits)
 
     def search(
         self, query: NDArray[np.float32], top_k: int, where: Mapping[str, Any] | None = None
@@ -166,14 +217,18 @@ class LanceStore:
         unit = self._unit(query)
         types = self._types()
         checked = check_filter(where or {}, self.columns())
-        condition = sql.condition(checked, {name: _physical(name) for name in types}) if checked else None
-        candidates = int(self._table.count_rows(condition))
+        condition = self._condition(checked, types) if checked else None
+        candidates = self._count(condition)
         if not candidates:
             return []
         kept = [name for name in types if not name.startswith(BOOKKEEPING)]
-        search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
-        table = search.select([KEY, *map(_physical, kept), "_distance"]).to_arrow()
-        return _hits(table, kept)
+        names = [KEY, *map(_physical, kept), "_distance"]
+        if self._elements.is_bits:
+            return self._search_bits(unit, min(top_k, candidates), condition, names, kept)
+        with engine_errors(self._place):
+            search = tuning.searched(self._table, unit, min(top_k, candidates), condition, candidates)
+            table = search.select(names).to_arrow()
+        return _hits(table, kept, 1 - table.column("_distance").to_numpy())
 
     def close(self) -> None:
         """Closes the store, and lets others write."""
@@ -182,34 +237,60 @@ class LanceStore:
             self._lock = None
         self._is_writable = False
 
+    def _search_bits(
+        self,
+        unit: NDArray[np.float32],
+        top_k: int,
+        condition: str | None,
+        names: Sequence[str],
+        kept: Sequence[str],
+    ) -> list[Hit]:
+        """Finds candidates by Hamming distance, and ranks them by the query's own numbers."""
+        bits = self._elements.kept(unit[None, :])[0]
+        with engine_errors(self._place):
+            search = tuning.searched_bits(self._table, bits, top_k, condition)
+            table = search.select([*names, EMBEDDING]).to_arrow()
+        similarities = self._elements.units(table.column(EMBEDDING)) @ unit
+        best = np.argsort(-similarities, kind="stable")[:top_k]
+        return _hits(table.take(pa.array(best)), kept, similarities[best])
+
     def _put_chunk(self, entries: Sequence[Entry]) -> None:
-        units = np.stack([self._checked(entry) for entry in entries])
         known = self._types()
-        if new := columns.types_of(entries, known):
-            self._table.add_columns(
-                pa.schema([pa.field(_physical(name), type_) for name, type_ in new.items()])
-            )
+        units, new = self._checked(entries, known)
+        if new:
+            with engine_errors(self._place):
+                self._table.add_columns(
+                    pa.schema([pa.field(_physical(name), type_) for name, type_ in new.items()])
+                )
         types = {**known, **new}
         arrays = {
             KEY: pa.array([entry.key for entry in entries], pa.string()),
-            EMBEDDING: pa.FixedSizeListArray.from_arrays(
-                pa.array(units.reshape(-1)), self.embedding_dimension
-            ),
+            EMBEDDING: self._elements.column(units),
             **{
                 _physical(name): columns.array((entry.columns.get(name) for entry in entries), type_)
                 for name, type_ in types.items()
             },
         }
-        rows = pa.table(arrays, schema=pa.schema([self._table.schema.field(name) for name in arrays]))
-        merge = self._table.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
-        merge.execute(rows)
+        with engine_errors(self._place):
+            rows = pa.table(arrays, schema=pa.schema([self._table.schema.field(name) for name in arrays]))
+            merge = self._table.merge_insert(KEY).when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(rows)
 
-    def _checked(self, entry: Entry) -> NDArray[np.float32]:
-        columns.check_key(entry.key)
-        try:
-            return self._unit(entry.embedding)
-        except ValueError as error:
-            raise StoreError(f"row {entry.key!r}: {error}") from None
+    def _checked(
+        self, entries: Sequence[Entry], known: Mapping[str, pa.DataType]
+    ) -> tuple[NDArray[np.float32], dict[str, pa.DataType]]:
+        """Returns vectors of length 1, (n, dim), and the types of new columns."""
+        units, new, refused = [], dict[str, pa.DataType](), dict[str, str]()
+        for entry in entries:
+            try:
+                columns.check_key(entry.key)
+                units.append(self._unit(entry.embedding))
+                columns.learn_types(entry, known, new)
+            except ValueError as error:
+                refused[entry.key] = str(error)
+        if refused:
+            raise RowsRefusedError(refused)
+        return np.stack(units), new
 
     def _unit(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         exact = np.asarray(vector, np.float64)
@@ -222,38 +303,45 @@ class LanceStore:
 
     def _types(self) -> dict[str, pa.DataType]:
         """Returns the types of the columns of metadata."""
+        with engine_errors(self._place):
+            schema = self._table.schema
         return {
-            columns.logical(field.name): field.type
-            for field in self._table.schema
-            if field.name not in (KEY, EMBEDDING)
+            columns.logical(field.name): field.type for field in schema if field.name not in (KEY, EMBEDDING)
         }
+
+    def _count(self, condition: str | None) -> int:
+        with engine_errors(self._place):
+            return int(self._table.count_rows(condition))
+
+    def _condition(self, where: Mapping[str, Any], types: Mapping[str, pa.DataType]) -> str:
+        whole = {name for name, type_ in types.items() if type_ == pa.int64()}
+        return sql.condition(where, {name: _physical(name) for name in types}, whole)
 
     def _scan(self, condition: str | None) -> Iterator[Entry]:
         names = list(self._types())
         for batch in self._batches_of([KEY, EMBEDDING, *map(_physical, names)], condition):
             keys = batch.column(KEY).to_pylist()
-            vectors = (
-                batch.column(EMBEDDING).flatten().to_numpy().reshape(len(keys), self.embedding_dimension)
-            )
+            vectors = self._elements.units(batch.column(EMBEDDING))
             values = {name: batch.column(_physical(name)).to_pylist() for name in names}
             for number, key in enumerate(keys):
                 row = {name: value for name in names if (value := values[name][number]) is not None}
                 yield Entry(key, vectors[number], row)
 
     def _batches_of(self, names: Sequence[str], condition: str | None) -> Iterator[pa.RecordBatch]:
-        query = self._table.search().select(list(names)).limit(None)
-        if condition is not None:
-            query = query.where(condition)
-        yield from query.to_batches(_ROWS_AT_A_TIME)
+        with engine_errors(self._place):
+            query = self._table.search().select(list(names)).limit(None)
+            if condition is not None:
+                query = query.where(condition)
+            yield from query.to_batches(_ROWS_AT_A_TIME)
 
     def _check_writable(self) -> None:
         if not self._is_writable:
             raise StoreError(f"the store {self._place} was opened for reading; open it with for_writing=True")
 
 
-def _hits(table: pa.Table, names: Sequence[str]) -> list[Hit]:
+def _hits(table: pa.Table, names: Sequence[str], cosines: NDArray[np.float32]) -> list[Hit]:
     keys = table.column(KEY).to_pylist()
-    similarities = np.clip(1 - table.column("_distance").to_numpy(), -1, 1).tolist()
+    similarities = np.clip(cosines, -1, 1).tolist()
     values = {name: table.column(_physical(name)).to_pylist() for name in names}
     return [
         Hit(
@@ -273,11 +361,11 @@ def _physical(name: str) -> str:
     return columns.physical(name)
 
 
-def _schema(identity: Identity) -> pa.Schema:
+def _schema(identity: Identity, elements: Elements) -> pa.Schema:
     return pa.schema(
         [
             pa.field(KEY, pa.string(), nullable=False),
-            pa.field(EMBEDDING, pa.list_(pa.float32(), identity.embedding_dimension), nullable=False),
+            pa.field(EMBEDDING, elements.type, nullable=False),
         ],
         metadata={_METADATA: json.dumps(identity.as_json())},
     )
@@ -294,10 +382,51 @@ def _connected(place: str) -> Any:
 
 
 def _opened(place: str) -> Table:
+    """Returns the table of a store.
+
+    Raises:
+        NoStoreError: The engine answers that there is none. A place that does not answer may well have one.
+        StoreError: It cannot be opened.
+    """
+    with engine_errors(place):
+        database = _connected(place)
+        try:
+            return database.open_table(_TABLE)
+        except (ValueError, FileNotFoundError):
+            if _has_table(database):
+                raise
+    raise _no_store(place)
+
+
+def _has_table(database: Any) -> bool:
+    token = None
+    while True:
+        page = database.list_tables(page_token=token)
+        if _TABLE in page.tables:
+            return True
+        token = page.page_token
+        if not token:
+            return False
+
+
+def _no_store(place: str) -> NoStoreError:
+    return NoStoreError(f"there is no store at {place}; make one with alignserve index SOURCE --to {place}")
+
+
+def _compaction(place: str, identity: Identity) -> Compaction:
+    """Reads how the vectors of a store were made compact."""
+    advice = "restore it, or index the folder of the compact vectors again"
     try:
-        return _connected(place).open_table(_TABLE)
-    except (ValueError, FileNotFoundError) as error:
-        raise NoStoreError(f"there is no store at {place}: {error}") from error
+        table = _connected(place).open_table(_COMPACTION_TABLE)
+        (content,) = table.search().limit(1).to_arrow().column(_CONTENT).to_pylist()
+        found = Compaction.from_bytes(content, "its compaction")
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"no query can be made compact like the vectors of the store {place}: {reason(error)}; {advice}"
+        ) from error
+    if found.digest() != identity.compaction or found.fingerprint != identity.fingerprint:
+        raise StoreError(f"the store {place} has the compaction of other vectors; {advice}")
+    return found
 
 
 def _locked(folder: Path) -> FolderLock:

@@ -27,18 +27,22 @@ _ROWS_PER_PARTITION = 16_384
 _TRAINING_ROWS, _TRAINING_ROUNDS = 128, 10  # of k-means, the former for each partition
 _ALL_PARTITIONS = 1 << 20
 _CANDIDATES = 10  # times the rows wanted, to be ranked again
+_LEAST_CANDIDATES_OF_BITS = 1000  # of 100, texts find a fifth less; client/docs/vectors.md
 _MAX_INDEXED_TOP_K = 1000  # above, ranking the candidates again costs as much as comparing all rows
 
 
-def optimize(table: Any, rows: int, kept_versions: timedelta) -> None:
-    """Compacts files, removes old versions, and builds or extends the indexes of a table."""
+def optimize(table: Any, rows: int, kept_versions: timedelta, *, is_bits: bool = False) -> None:
+    """Compacts files, removes old versions, and builds or extends the indexes of a table.
+
+    Bits have no index: comparing all of them reads less than an index of floats does.
+    """
     table.optimize(cleanup_older_than=kept_versions)
     if rows <= EXACT_ROWS:
         return
     names = _index_names(table)
     if _KEY_INDEX not in names:
         table.create_index(KEY, config=BTree(), name=_KEY_INDEX)
-    if _VECTOR_INDEX not in names:
+    if _VECTOR_INDEX not in names and not is_bits:
         config = IvfRq(
             distance_type="dot",
             num_bits=_BITS,
@@ -67,6 +71,20 @@ def searched(
     if candidates <= EXACT_ROWS or top_k > _MAX_INDEXED_TOP_K or _VECTOR_INDEX not in _index_names(table):
         return query.bypass_vector_index()
     return query.nprobes(_ALL_PARTITIONS).refine_factor(_CANDIDATES)
+
+
+def searched_bits(table: Any, bits: NDArray[np.generic], top_k: int, condition: str | None) -> Any:
+    """Returns the query for candidates by Hamming distance, to be ranked again.
+
+    Args:
+        table: Of vectors of bits.
+        bits: (dim / 8,) of the query.
+        top_k: Number of rows wanted.
+        condition: That rows must meet first.
+    """
+    wanted = max(_LEAST_CANDIDATES_OF_BITS, _CANDIDATES * top_k)
+    query = table.search(bits, vector_column_name=EMBEDDING).distance_type("hamming").limit(wanted)
+    return query if condition is None else query.where(condition, prefilter=True)
 
 
 def _index_names(table: Any) -> set[str]:
