@@ -12,7 +12,7 @@ import pytest
 from server.recipes.mini import photos
 
 RECIPE = Path(photos.__file__).parent
-FREE = {"AGPL-3.0", "CC-BY-SA-3.0", "GPL-3+"}  # may be measured with, not trained on
+SHARE_ALIKE = {"AGPL-3.0", "CC-BY-SA-3.0", "GPL-3+"}
 
 
 def _digest(content: bytes) -> str:
@@ -21,7 +21,9 @@ def _digest(content: bytes) -> str:
 
 def _git(folder: Path, *command: str) -> str:
     who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", *who, *command], cwd=folder, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", *who, *command], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.fixture
@@ -48,7 +50,9 @@ def source(mirror: Path) -> photos.Source:
     return photos.Source("shelf", "github", "somebody/pictures", pin, "", "", files)
 
 
-def test_brings_the_listed_files_of_the_pinned_commit_only(source: photos.Source, mirror: Path, tmp_path: Path) -> None:
+def test_brings_the_listed_files_of_the_pinned_commit_only(
+    source: photos.Source, mirror: Path, tmp_path: Path
+) -> None:
     assert photos.bring(source, tmp_path / "out", mirror) == []
     found = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {Path("shelf/a.jpg"), Path("shelf/in a [folder]/b.jpg")}
@@ -67,8 +71,10 @@ def test_a_damaged_file_is_fetched_again(source: photos.Source, mirror: Path, tm
     assert photos.bring(source, tmp_path / "out", mirror) == []
 
 
-def test_a_file_that_differs_from_the_list_is_not_kept(source: photos.Source, mirror: Path, tmp_path: Path) -> None:
-    source.files["a.jpg"] = _digest(b"what was listed")
+def test_a_file_that_differs_from_the_list_is_not_kept(
+    source: photos.Source, mirror: Path, tmp_path: Path
+) -> None:
+    source.files["a.jpg"] = _digest(b"the listed picture")
     assert photos.bring(source, tmp_path / "out", mirror) == ["a.jpg"]
     assert not (tmp_path / "out/shelf/a.jpg").exists()
 
@@ -77,8 +83,14 @@ def test_the_command_names_what_is_missing_and_fails(
     source: photos.Source, mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures = [{"path": path, "sha256": digest} for path, digest in source.files.items()]
-    pictures[0]["sha256"] = _digest(b"what was listed")
-    listed = {"id": "shelf", "kind": "github", "name": source.name, "commit": source.pin, "pictures": pictures}
+    pictures[0]["sha256"] = _digest(b"the listed picture")
+    listed = {
+        "id": "shelf",
+        "kind": "github",
+        "name": source.name,
+        "commit": source.pin,
+        "pictures": pictures,
+    }
     (tmp_path / "list.json").write_text(json.dumps({"sources": [listed]}))
     arguments = [str(tmp_path / "out"), "--mirror", str(mirror), "--sources", str(tmp_path / "list.json")]
     assert photos.main(arguments) == 1
@@ -88,7 +100,9 @@ def test_the_command_names_what_is_missing_and_fails(
 
 
 def test_reads_a_resource_archive_of_qt() -> None:
-    names = b"".join(struct.pack(">HI", len(name), 0) + name.encode("utf-16-be") for name in ("cow", "x.webp"))
+    names = b"".join(
+        struct.pack(">HI", len(name), 0) + name.encode("utf-16-be") for name in ("cow", "x.webp")
+    )
     content = struct.pack(">I", 3) + b"moo"
     nodes = [(0, 2, 1, 1), (0, 2, 1, 2), (12, 0, 0, 0)]  # root -> cow -> x.webp
     tree = b"".join(struct.pack(">IHII", *node) for node in nodes)
@@ -115,7 +129,7 @@ def test_no_photograph_is_listed_twice(listed: list[dict[str, Any]]) -> None:
 
 def test_what_may_only_be_measured_with_does_not_train(listed: list[dict[str, Any]]) -> None:
     for source in listed:
-        if source["licence"] in FREE or source.get("measure_only"):
+        if source["licence"] in SHARE_ALIKE or source.get("measure_only"):
             assert {picture["split"] for picture in source["pictures"]} == {"held-out"}, source["id"]
 
 

@@ -1,8 +1,9 @@
 """Brings the photographs of `sources.json` into a folder: pinned, verified, resumed.
 
-`python -m server.recipes.mini.photos FOLDER` writes each as `FOLDER/SOURCE/PATH`. A repository comes from its host at
-the pinned commit, without its other files, or from `--mirror DIR`, which holds `OWNER+NAME/repo`. A Debian package
-comes from apt at the pinned version. What lies in FOLDER with the right digest is not fetched again.
+`python -m server.recipes.mini.photos FOLDER` writes each as `FOLDER/SOURCE/PATH`. A repository comes from its
+host at the pinned commit, without its other files, or from `--mirror DIR`, which holds `OWNER+NAME/repo`. A
+Debian package comes from apt at the pinned version. What lies in FOLDER with the right digest is not fetched
+again.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def bring(source: Source, folder: Path, mirror: Path | None) -> list[str]:
             if _sha256(tree / path) == source.files[path]:
                 target = folder / source.id / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(tree / path, target)
+                (tree / path).replace(target)
     return missing(source, folder)
 
 
@@ -88,7 +89,8 @@ def _from_github(source: Source, paths: Sequence[str], tree: Path, mirror: Path 
         remote = ("remote.origin.promisor=true", "remote.origin.partialclonefilter=blob:none")
         for setting in (f"remote.origin.url=https://github.com/{source.name}", *remote):
             _run("git", f"--git-dir={git}", "config", *setting.split("=", 1))
-        _run("git", f"--git-dir={git}", "fetch", "--quiet", "--depth=1", "--filter=blob:none", "origin", source.pin)
+        partial = ("--quiet", "--depth=1", "--filter=blob:none")
+        _run("git", f"--git-dir={git}", "fetch", *partial, "origin", source.pin)
     else:
         git = mirror / source.name.replace("/", "+") / "repo"
         git = git / ".git" if (git / ".git").is_dir() else git
@@ -125,7 +127,7 @@ _KINDS = {"github": _from_github, "debian": _from_debian}
 
 
 def resources(rcc: bytes) -> Iterator[tuple[str, bytes]]:
-    """The path and content of every file in a Qt resource archive whose files are stored plainly or by zlib."""
+    """The path and content of every file in a Qt resource archive, stored plainly or by zlib."""
     version, tree, data, names = struct.unpack_from(">IIII", rcc, 4)
     size = 22 if version >= 2 else 14
 
@@ -157,9 +159,9 @@ def _sha256(path: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetches all sources. Exit status 1 if some photograph is still missing."""
-    parser = argparse.ArgumentParser(prog="photos", description="Fetch the photographs that the recipe learns from.")
-    parser.add_argument("folder", type=Path, help="where they go; one that is already filled is only verified")
-    parser.add_argument("--mirror", type=Path, help="folder of git repositories, OWNER+NAME/repo, instead of the host")
+    parser = argparse.ArgumentParser(prog="photos", description="Fetch the recipe's photographs.")
+    parser.add_argument("folder", type=Path, help="where they go; a filled one is only verified")
+    parser.add_argument("--mirror", type=Path, help="folder of git repositories, OWNER+NAME/repo")
     parser.add_argument("--sources", type=Path, default=SOURCES, help="the list (default: %(default)s)")
     args = parser.parse_args(arguments)
     sources = read(args.sources)
@@ -171,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  {source.id}: {error}", file=sys.stderr)
             absent = missing(source, args.folder)
         lost += len(absent)
-        print(f"{number}/{len(sources)} {source.id}: {len(source.files) - len(absent)} of {len(source.files)} photographs")
+        whole = len(source.files)
+        print(f"{number}/{len(sources)} {source.id}: {whole - len(absent)} of {whole} photographs")
         for path in absent:
             print(f"  missing: {path}", file=sys.stderr)
     return 1 if lost else 0
