@@ -9,39 +9,36 @@ from transformers import AlignVisionModel
 from server.recipes.mini import vision
 from server.recipes.mini.space import clipped_normal
 
+_BLOCKS = (
+    (32, 16, 3), (16, 24, 3), (24, 24, 3), (24, 40, 5), (40, 40, 5), (40, 80, 3), (80, 80, 3), (80, 80, 3),
+    (80, 112, 5), (112, 112, 5), (112, 112, 5), (112, 192, 5), (192, 192, 5), (192, 192, 5), (192, 192, 5),
+    (192, 320, 3),
+)  # fmt: skip
+
 
 def _lite0() -> dict[str, torch.Tensor]:
     """Random weights by Lite0's names, with batch norms that keep values in range."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {
-        name: tensor.shape for name, tensor in AlignVisionModel(vision.vision_config()).state_dict().items()
-    }
     state: dict[str, torch.Tensor] = {}
 
-    def conv(name: str, shape: torch.Size) -> None:
+    def layer(convolution: str, norm: str, *shape: int) -> None:
         fan_in = shape[1] * shape[2] * shape[3]
-        state[f"{name}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+        channels = shape[0]
+        state[f"{convolution}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+        state[f"{norm}.weight"] = 0.5 + torch.rand(channels, generator=generator)
+        state[f"{norm}.bias"] = 0.5 * torch.randn(channels, generator=generator)
+        state[f"{norm}.running_mean"] = 0.1 * torch.randn(channels, generator=generator)
+        state[f"{norm}.running_var"] = 0.5 + torch.rand(channels, generator=generator)
 
-    def norm(name: str, channels: int) -> None:
-        state[f"{name}.weight"] = 0.5 + torch.rand(channels, generator=generator)
-        state[f"{name}.bias"] = 0.5 * torch.randn(channels, generator=generator)
-        state[f"{name}.running_mean"] = 0.1 * torch.randn(channels, generator=generator)
-        state[f"{name}.running_var"] = 0.5 + torch.rand(channels, generator=generator)
-        state[f"{name}.num_batches_tracked"] = torch.tensor(0)
-
-    conv("_conv_stem", shapes["embeddings.convolution.weight"])
-    norm("_bn0", 32)
-    for at in range(16):
-        name, block = f"_blocks.{at}", f"encoder.blocks.{at}"
-        layers = [("depthwise_conv.depthwise_conv", "_depthwise_conv", "_bn1")]
-        layers += [("projection.project_conv", "_project_conv", "_bn2")]
-        layers += [("expansion.expand_conv", "_expand_conv", "_bn0")] if at else []
-        for hosted, convolution, normalization in layers:
-            shape = shapes[f"{block}.{hosted}.weight"]
-            conv(f"{name}.{convolution}", shape)
-            norm(f"{name}.{normalization}", shape[0])
-    conv("_conv_head", torch.Size((vision.FEATURES, 320, 1, 1)))
-    norm("_bn1", vision.FEATURES)
+    layer("_conv_stem", "_bn0", 32, 3, 3, 3)
+    for at, (inputs, outputs, kernel) in enumerate(_BLOCKS):
+        name = f"_blocks.{at}"
+        expanded = 6 * inputs if at else inputs
+        if at:
+            layer(f"{name}._expand_conv", f"{name}._bn0", expanded, inputs, 1, 1)
+        layer(f"{name}._depthwise_conv", f"{name}._bn1", expanded, 1, kernel, kernel)
+        layer(f"{name}._project_conv", f"{name}._bn2", outputs, expanded, 1, 1)
+    layer("_conv_head", "_bn1", vision.LITE0_FEATURES, 320, 1, 1)
     return state
 
 
@@ -57,13 +54,16 @@ def test_the_hosted_tower_computes_the_head_of_the_pooled_features() -> None:
     torch.nn.init.normal_(head.outer.weight, std=0.02)
     hosted = AlignVisionModel(vision.vision_config()).eval()
     hosted.load_state_dict(vision.vision_state(lite0, head))
-    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    pixels = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    pixels[0, :, 32:128, 64:192] = torch.tensor([1.0, 0.1, -0.9])[:, None, None]  # something orange
 
     with torch.inference_mode():
-        expected = head(vision.Lite0(lite0)(pixels))
+        features = vision.Lite0(lite0)(pixels)
+        expected = head(features)
         found = hosted(pixels).pooler_output
 
     assert expected.std() > 0.05
+    assert features[:, vision.LITE0_FEATURES :].std() > 0.05
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from server.recipes.mini.vision import IMAGE_SIZE, Lite0
+from server.recipes.mini.vision import FEATURES, IMAGE_SIZE, Lite0
 
 _SQUASHED = 256
 _BATCH = 16
@@ -50,8 +50,8 @@ def pixels_of(view: Image.Image) -> NDArray[np.float32]:
 def extract(
     model: Lite0, photos: Sequence[Path], views: int, seed: int, report: Callable[[int, int], None]
 ) -> Tensor:
-    """(photos, views, 1280). The first view is the whole photo; the others are random by `seed`."""
-    result = torch.empty(len(photos), views, 1280)
+    """(photos, views, FEATURES). The first view is the whole photo; the others are random by `seed`."""
+    result = torch.empty(len(photos), views, FEATURES)
     pending: list[tuple[int, int, NDArray[np.float32]]] = []
 
     def flush() -> None:

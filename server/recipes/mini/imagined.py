@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Imagined:
-    """Draws features (n, 1280) from real ones and from a classifier's weights (1000, 1280)."""
+    """Draws features (n, FEATURES) from real ones and from a classifier's weights (1000, FEATURES)."""
 
     def __init__(self, real: Tensor, weights: Tensor, bias: Tensor, generator: torch.Generator) -> None:
         self._weights, self._bias, self._generator = weights, bias, generator

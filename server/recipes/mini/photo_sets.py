@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from server.recipes.mini.captions import Photo
 from server.recipes.mini.imagined import Imagined
 from server.recipes.mini.meaning import Implications, content_words
 from server.recipes.mini.phrases import filled
-from server.recipes.mini.space import lite0_state
+from server.recipes.mini.space import ImageSpace, lite0_state, with_free_elements
 from server.recipes.mini.text import TextTower
 from server.recipes.mini.training import NounSampler, Schedule
-from server.recipes.mini.vision import Head, Lite0, linear_head
+from server.recipes.mini.vision import FEATURES, LITE0_FEATURES, Head, Lite0, linear_head
 
 _QUESTIONS_PER_PHOTO = 8
 _FEWEST_LABELS, _MOST_LABELS = 3, 6
+_TUNED_SHARE = 0.7
 
 
 def extract(
@@ -37,7 +39,7 @@ def extract(
     device: torch.device,
     report: Callable[[int, int], None],
 ) -> None:
-    """Writes `features.safetensors`, (photos, views, 1280), and `photos.json`."""
+    """Writes `features.safetensors`, (photos, views, FEATURES), and `photos.json`."""
     model = Lite0({name: tensor.to(device) for name, tensor in lite0_state(sources).items()})
     found = features.extract(model, [folder / photo.file for photo in photos], views, seed, report)
     save_file({"features": found}, out / "features.safetensors")
@@ -45,7 +47,7 @@ def extract(
 
 
 def read_photos(folder: Path) -> tuple[list[Photo], Tensor]:
-    """The photographs, and their features (photos, views, 1280)."""
+    """The photographs, and their features (photos, views, FEATURES)."""
     documents = json.loads((folder / "photos.json").read_text("utf-8"))
     photos = [Photo(**{name: _frozen(value) for name, value in document.items()}) for document in documents]
     return photos, load_file(folder / "features.safetensors")["features"]
@@ -75,22 +77,34 @@ def train(
     photos, found = read_photos(inputs.features)
     rows = [at for at, photo in enumerate(photos) if not photo.is_held_out]
     lite0 = lite0_state(inputs.sources)
-    space = load_file(inputs.space / "space.safetensors")
+    space = ImageSpace(**load_file(inputs.space / "space.safetensors"))
+    space = with_free_elements(space, found[rows].flatten(0, 1))
     tower = text_start.read(inputs.text / "vocab.txt", inputs.training / "tower.safetensors").to(device)
-    head = linear_head(space["weight"], space["bias"], space["spread"], seed).to(device)
+    head = linear_head(space.weight, space.bias, space.spread, seed).to(device)
+    before = [copy.deepcopy(each.state_dict()) for each in (tower, head)]
+    lite0_classes = classifier(lite0)
     generator = torch.Generator().manual_seed(seed)
     implications = Implications(nouns.read_wordnet(inputs.sources))
     sampler = tuning.SetSampler(
         photo_data([photos[at] for at in rows], found[rows], implications),
         read_names(inputs.sources, inputs.nouns),
-        Imagined(found[rows].flatten(0, 1), lite0["_fc.weight"], lite0["_fc.bias"], generator),
-        classifier(lite0),
+        Imagined(
+            found[rows].flatten(0, 1), lite0_classes.weight.detach(), lite0_classes.bias.detach(), generator
+        ),
+        lite0_classes,
         seed,
     )
     kept = NounSampler(*nouns.read(inputs.nouns), np.random.default_rng([seed, 4]))
-    tuning.train_sets(tower, head, sampler, kept, space["classes"].to(device), schedule, seed, report)
+    tuning.train_sets(tower, head, sampler, kept, space.classes.to(device), schedule, seed, report)
+    for module, old in zip((tower, head), before, strict=True):
+        module.load_state_dict(between(old, module.state_dict(), _TUNED_SHARE))
     save_file(tower.cpu().state_dict(), out / "tower.safetensors")
     save_file(head.cpu().state_dict(), out / "head.safetensors")
+
+
+def between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights on the line from one training's start to its end, which keep more of what was known before."""
+    return {name: torch.lerp(before[name], tensor, share) for name, tensor in after.items()}
 
 
 def calibrate(sources: Path, text: Path, tuned: Path, extracted: Path, out: Path, seed: int) -> None:
@@ -139,14 +153,15 @@ def _others(
 
 
 def classifier(lite0: dict[str, Tensor]) -> nn.Linear:
-    """Lite0's classifier of its features."""
-    layer = nn.Linear(1280, 1000)
-    layer.load_state_dict({"weight": lite0["_fc.weight"], "bias": lite0["_fc.bias"]})
+    """Lite0's classifier. It does not look at the features of colour."""
+    weight, more = lite0["_fc.weight"], FEATURES - LITE0_FEATURES
+    layer = nn.Linear(FEATURES, len(weight))
+    layer.load_state_dict({"weight": nn.functional.pad(weight, (0, more)), "bias": lite0["_fc.bias"]})
     return layer
 
 
 def photo_data(photos: Sequence[Photo], found: Tensor, implications: Implications) -> tuning.Photos:
-    """Features (photos, views, 1280) with what captions and tags say."""
+    """Features (photos, views, FEATURES) with what captions and tags say."""
     phrases = [captions.phrases_of(photo) for photo in photos]
     return tuning.Photos(found, captions.known(phrases, implications))
 

@@ -78,7 +78,7 @@ class Recipe:
 
         return [
             stage("sources", "", "packages"),
-            stage("space", "sources", "space vision"),
+            stage("space", "sources", "space vision colour"),
             stage("nouns", "sources space", "nouns imagenet minilm teacher wordnet", "other_nouns"),
             stage(
                 "text",
@@ -92,11 +92,11 @@ class Recipe:
                 "training phrases text",
                 "seed device noun_steps batch bfloat16",
             ),
-            stage("features", "sources", "features vision captions", "seed device views photographs"),
+            stage("features", "sources", "features vision colour captions", "seed device views photographs"),
             stage(
                 "tuning",
                 "sources space nouns text training features",
-                "photo_sets tuning captions meaning imagined training phrases text vision imagenet wordnet",
+                "photo_sets tuning captions meaning imagined training phrases text vision colour space imagenet wordnet",
                 "seed device set_steps bfloat16",
             ),
             stage(
@@ -108,7 +108,7 @@ class Recipe:
             stage(
                 "checkpoint",
                 "sources text tuning calibration",
-                "export vision text notice NOTICE.in",
+                "export vision colour text notice NOTICE.in",
                 "photographs",
             ),
         ]

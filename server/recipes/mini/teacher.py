@@ -21,6 +21,15 @@ Floats = NDArray[np.float32]
 
 _SHARPNESS = 1 / 0.04
 _NEIGHBOURS = 12
+_SEEN = (
+    "physical entity",
+    "activity",
+    "natural phenomenon",
+    "color",
+    "written communication",
+    "representation",
+)
+_NAMED = "artifact"  # of names, only those of buildings and other works: no persons, no towns
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,15 @@ def mean_directions(below: Mapping[int, Sequence[int]], directions: Floats) -> d
 
 
 def commonest_nouns(wordnet: WordNet, counts: Counter[str], excluded: set[int], limit: int) -> list[int]:
-    """The first senses of the commonest nouns without classes, physical things and what people do first."""
+    """The first senses of the commonest nouns without classes for what a photograph can show."""
+    seen = {offset for name in _SEEN if (offset := wordnet.first_sense(name)) is not None}
+    named = wordnet.first_sense(_NAMED)
     ranked: dict[int, int] = {}
     for word, offsets in wordnet.senses.items():
         if offsets[0] in excluded or not word.replace(" ", "").isalpha():
+            continue
+        above = wordnet.above(offsets[0])
+        if seen.isdisjoint(above) or (wordnet.synsets[offsets[0]].is_name and named not in above):
             continue
         ranked[offsets[0]] = max(ranked.get(offsets[0], 0), min(counts[part] for part in word.split()))
     order = sorted(ranked, key=lambda offset: (-ranked[offset], offset))

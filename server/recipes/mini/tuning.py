@@ -14,25 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from server.recipes.mini import colour
 from server.recipes.mini.captions import Known
 from server.recipes.mini.imagined import Imagined
 from server.recipes.mini.meaning import agreement, content_words
 from server.recipes.mini.phrases import TEMPLATES, filled, written
+from server.recipes.mini.space import CLASS_DIMENSION
 from server.recipes.mini.teacher import Noun
 from server.recipes.mini.text import TextTower
 from server.recipes.mini.training import NounSampler, Schedule, noun_loss, optimizer, rate_factor
-from server.recipes.mini.vision import Head
+from server.recipes.mini.vision import LITE0_FEATURES, Head
 
 _SURE, _MAYBE = 0.5, 0.02  # Lite0's probability from which a name is right, and up to which it is wrong
 _START_SCALE = 20.0
 _CLASS_SCALE = 28.0
-_KEPT_NOUNS = 64
-_PHOTOS, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 64, 16, 16
+_KEPT_NOUNS = 96
+_KEPT_IMAGES = 3.0  # the weight of what a picture's class elements were before
+_PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 12, 64, 16, 16
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Photographs: features (photos, views, 1280), and the phrases that are right or wrong for each."""
+    """Photographs: features (photos, views, FEATURES), and the phrases that are right or wrong for each."""
 
     features: Tensor
     known: Known
@@ -73,6 +76,7 @@ class SetSampler:
         self._noun_words = [content_words(noun.names[0]) for noun in names.nouns]
         self._words = [content_words(phrase.text) for phrase in photos.known.phrases]
         self._right_phrases = [torch.nonzero(row == 1).flatten().numpy() for row in photos.known.right]
+        self._shade_names, self._shades = colour.named_shades()
 
     def draw(self) -> Sets:
         """One step."""
@@ -110,7 +114,45 @@ class SetSampler:
         texts += [written(self._name(at), rng) for at in nouns]
         pictures = torch.cat([features[shown, views], imagined])
         rows = torch.arange(len(said), len(texts))
-        return Sets(pictures, texts, right, probabilities, rows, self._names.targets[nouns])
+        painted, colours, right_colours = self._painted()
+        return Sets(
+            torch.cat([painted, pictures]),
+            [*texts, *colours],
+            blocks(right_colours, right),
+            probabilities,
+            rows,
+            self._names.targets[nouns],
+        )
+
+    def _painted(self) -> tuple[Tensor, list[str], Tensor]:
+        """Photographs of which a part is painted in one colour, texts with colours, and which are right.
+
+        The first texts are colours; then each picture has a thing of it in its colour and in another one.
+        """
+        rng, photos = self._rng, self._photos
+        rows = rng.integers(len(photos.features), size=_PAINTED)
+        features = photos.features[rows, rng.integers(photos.features.shape[1], size=_PAINTED)].clone()
+        texts = [written(f"{name} thing" if rng.random() < 0.3 else name, rng) for name in colour.NAMES]
+        right = torch.full((_PAINTED, len(texts) + 2 * _PAINTED), -1.0)
+        for at, row in enumerate(rows):
+            own, other = rng.choice(len(colour.NAMES), size=2, replace=False)
+            shade = rng.choice(
+                [each for each, name in enumerate(self._shade_names) if name == colour.NAMES[own]]
+            )
+            share = float(rng.uniform(0.3, 0.8))
+            features[at, LITE0_FEATURES:] *= 1 - share
+            features[at, LITE0_FEATURES:] += share * self._shades[shade]
+            right[at, : len(colour.NAMES)] = 0
+            right[at, own] = 1
+            things = [
+                photos.known.phrases[phrase].text
+                for phrase in self._right_phrases[row]
+                if photos.known.phrases[phrase].kind == "thing"
+            ]
+            thing = str(rng.choice(things)) if things else "thing"
+            right[at, len(texts) : len(texts) + 2] = torch.tensor([1.0, 0.0])
+            texts += [written(f"{colour.NAMES[each]} {thing}", rng) for each in (own, other)]
+        return features, texts, right
 
     def _noun_of(self, mass: Tensor) -> int:
         """A name that is right for an imagined feature, general ones as often as particular ones."""
@@ -130,6 +172,14 @@ class SetSampler:
         if chance < 0.8:
             return filled("This is a photo of {}.", phrase)
         return filled(TEMPLATES[self._rng.integers(len(TEMPLATES))], phrase)
+
+
+def blocks(first: Tensor, second: Tensor) -> Tensor:
+    """Both on a diagonal: rows of the first above, columns of the second to the left; -1, unknown, elsewhere."""
+    both = torch.full((len(first) + len(second), first.shape[1] + second.shape[1]), -1.0)
+    both[: len(first), second.shape[1] :] = first
+    both[len(first) :, : second.shape[1]] = second
+    return both
 
 
 def known_by_mass(masses: Tensor) -> Tensor:
@@ -216,7 +266,7 @@ def train_sets(
         loss = set_loss(logits, right, generator) + 0.5 * set_loss(logits.T, right.T, generator)
         targets = nn.functional.normalize(sets.noun_targets).to(device)
         loss = loss + 0.5 * noun_loss(predicted[sets.noun_rows], targets, classes)
-        loss = loss + 0.5 * (1 - (images * before).sum(dim=1)).mean()
+        loss = loss + _KEPT_IMAGES * (1 - cosine_of_classes(images, before)).mean()
         loss = loss + ranking_loss(images[-len(sets.classes) :], sets.classes.to(device), classes)
         kept, wanted = nouns.draw(_KEPT_NOUNS)
         with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
@@ -228,6 +278,11 @@ def train_sets(
         adam.step()
         report(step, loss.item())
     tower.eval()
+
+
+def cosine_of_classes(first: Tensor, second: Tensor) -> Tensor:
+    """Of each two rows, in the elements that point to classes."""
+    return nn.functional.cosine_similarity(first[:, :CLASS_DIMENSION], second[:, :CLASS_DIMENSION])
 
 
 def names_with_classes(

@@ -8,6 +8,9 @@ ALIGN has no place for a head, so two more stages hold it:
 * Stage 9 expands that to the hidden units, clipped by ReLU6, and its projection is the second affine map.
 
 Squeeze-and-excitation, which Lite0 lacks, is neutral: weight 0, bias 20, and sigmoid(20) is 1 in float32.
+
+Every stage is 8 channels wider than Lite0's. These carry colours to stage 8, as `colour.py` says; Lite0's own
+channels do not see them.
 """
 
 from __future__ import annotations
@@ -18,8 +21,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AlignVisionConfig
 
+from server.recipes.mini import colour
+
 IMAGE_SIZE = 224
-FEATURES = 1280
+LITE0_FEATURES = 1280
+FEATURES = LITE0_FEATURES + colour.UNITS
 DIMENSION = 512
 HIDDEN_RATIO = 3
 
@@ -28,22 +34,35 @@ _POOL = 13  # 2 * 7 - 1: from any position of a 7 x 7 map, the kernel reaches al
 _MAP = IMAGE_SIZE // 32
 _OPEN_GATE = 20.0
 _LITE0_BLOCKS = 16
+_STEM = 32
+_WIDTHS = (_STEM, 16, 24, 40, 80, 112, 192, 320)  # channels of Lite0's maps
+_KERNELS = (3, 3, 5, 3, 5, 5, 3)
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+_EXPAND_RATIOS = (1, 6, 6, 6, 6, 6, 6)
+_FIRST_BLOCKS = tuple(sum(_REPEATS[:stage]) for stage in range(len(_REPEATS)))
 
 
 def vision_config() -> AlignVisionConfig:
-    """The configuration: Lite0's stages, then the two of the head."""
+    """The configuration: Lite0's stages, then the two of the head.
+
+    ALIGN's stem has 32 channels times the width coefficient, which divides all other widths here.
+    """
+    wider = (_STEM + colour.CHANNELS) / _STEM
+    widths = [round((width + colour.CHANNELS) / wider) for width in _WIDTHS]
+    embedding = round(DIMENSION / wider)
     return AlignVisionConfig(
         image_size=IMAGE_SIZE,
-        width_coefficient=1.0,
+        width_coefficient=wider,
         depth_coefficient=1.0,
         depth_divisor=8,
-        kernel_sizes=[3, 3, 5, 3, 5, 5, 3, _POOL, 1],
-        in_channels=[32, 16, 24, 40, 80, 112, 192, 320, DIMENSION],
-        out_channels=[16, 24, 40, 80, 112, 192, 320, DIMENSION, DIMENSION],
+        kernel_sizes=[*_KERNELS, _POOL, 1],
+        in_channels=[*widths, embedding],
+        out_channels=[*widths[1:], embedding, embedding],
         depthwise_padding=[],
-        strides=[1, 2, 2, 2, 1, 2, 1, 1, 1],
-        num_block_repeats=[1, 2, 2, 3, 3, 4, 1, 1, 1],
-        expand_ratios=[1, 6, 6, 6, 6, 6, 6, FEATURES // 320, HIDDEN_RATIO],
+        strides=[*_STRIDES, 1, 1],
+        num_block_repeats=[*_REPEATS, 1, 1],
+        expand_ratios=[*_EXPAND_RATIOS, LITE0_FEATURES // _WIDTHS[-1], HIDDEN_RATIO],
         squeeze_expansion_ratio=0.001,
         hidden_act="relu6",
         hidden_dim=DIMENSION,
@@ -54,13 +73,11 @@ def vision_config() -> AlignVisionConfig:
 
 
 class Lite0(nn.Module):
-    """EfficientNet-Lite0 itself, from its state as packaged: pixels -> pooled features.
+    """EfficientNet-Lite0 itself, from its state as packaged, and colours: pixels -> pooled features.
 
-    Pixels are (batch, 3, 224, 224), scaled to (value - 127) / 128; features are (batch, 1280), each in 0..6.
+    Pixels are (batch, 3, 224, 224), scaled to (value - 127) / 128; features are (batch, FEATURES), each in 0..6,
+    Lite0's 1,280 before those of colours.
     """
-
-    _STRIDED = frozenset({1, 3, 5, 11})
-    _SKIPPED = frozenset({2, 4, 6, 7, 9, 10, 12, 13, 14})
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -81,18 +98,19 @@ class Lite0(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The pooled features."""
+        colours = colour.features(pixels)
         x = self._convolved(pixels.contiguous(memory_format=torch.channels_last), "_conv_stem", stride=2)
         for at in range(_LITE0_BLOCKS):
             x = self._block(x, f"_blocks.{at}", at)
-        return self._convolved(x, "_conv_head").mean(dim=(2, 3))
+        return torch.cat([self._convolved(x, "_conv_head").mean(dim=(2, 3)), colours], dim=1)
 
     def _block(self, x: Tensor, name: str, at: int) -> Tensor:
         inputs = x
         if at > 0:
             x = self._convolved(x, f"{name}._expand_conv")
-        x = self._convolved(x, f"{name}._depthwise_conv", stride=2 if at in self._STRIDED else 1)
+        x = self._convolved(x, f"{name}._depthwise_conv", stride=_stride(at))
         x = self._convolved(x, f"{name}._project_conv", clipped=False)
-        return x + inputs if at in self._SKIPPED else x
+        return x if at in _FIRST_BLOCKS else x + inputs
 
     def _convolved(self, x: Tensor, name: str, stride: int = 1, clipped: bool = True) -> Tensor:
         weight, bias = self._folded[name]
@@ -131,7 +149,8 @@ def linear_head(weight: Tensor, bias: Tensor, spread: Tensor, seed: int) -> Head
     """A head that computes `weight @ features + bias` while the result stays within 3 spreads.
 
     Unit i carries component i through the middle of ReLU6, where it is linear. The other units start from
-    random directions and have no say until training gives them one. `spread` (DIMENSION,) holds deviations.
+    random directions and have no say until training gives them one. `weight` is (DIMENSION, FEATURES), `bias` and
+    `spread` are (DIMENSION,); `spread` holds deviations.
     """
     more = DIMENSION * (HIDDEN_RATIO - 1)
     directions = torch.randn(more, DIMENSION, generator=torch.Generator().manual_seed(seed))
@@ -152,8 +171,8 @@ def linear_head(weight: Tensor, bias: Tensor, spread: Tensor, seed: int) -> Head
 
 def vision_state(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
     """The state of `AlignVisionModel`, names without the prefix `vision_model.`."""
-    state = {"embeddings.convolution.weight": lite0["_conv_stem.weight"]}
-    state |= _norm(lite0, "_bn0", "embeddings.batchnorm")
+    state = {"embeddings.convolution.weight": _stem(lite0["_conv_stem.weight"])}
+    state |= _norm(lite0, "_bn0", "embeddings.batchnorm", more=colour.CHANNELS)
     for at in range(_LITE0_BLOCKS):
         state |= _lite0_block(lite0, at)
     return state | _pooling_block(lite0, head) | _hidden_block(head)
@@ -168,39 +187,83 @@ def folded(state: Mapping[str, Tensor], conv: str, norm: str) -> tuple[Tensor, T
     return weight, state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
 
 
+def _stride(block: int) -> int:
+    return _STRIDES[_FIRST_BLOCKS.index(block)] if block in _FIRST_BLOCKS else 1
+
+
+def _stem(weight: Tensor) -> Tensor:
+    """Lite0's stem, and the channels of colour: means of 2 x 2 pixels."""
+    mixed = torch.zeros(colour.CHANNELS, 3, 3, 3)
+    mixed[:, :, :2, :2] = colour.local_weight()[:, :, None, None] / 4
+    return torch.cat([weight, mixed])
+
+
 def _lite0_block(lite0: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
-    source, block = f"_blocks.{at}", f"encoder.blocks.{at}"
-    state = {
-        f"{block}.depthwise_conv.depthwise_conv.weight": lite0[f"{source}._depthwise_conv.weight"],
-        f"{block}.projection.project_conv.weight": lite0[f"{source}._project_conv.weight"],
-    }
-    state |= _norm(lite0, f"{source}._bn1", f"{block}.depthwise_conv.depthwise_norm")
-    state |= _norm(lite0, f"{source}._bn2", f"{block}.projection.project_bn")
+    """A block of Lite0 with the channels of colour beside its own.
+
+    They go through the first of the expanded channels that are added. In a block that adds its input to its
+    result, these stay 0.
+    """
+    source, block, more = f"_blocks.{at}", f"encoder.blocks.{at}", colour.CHANNELS
+    carry = torch.eye(more) * (at in _FIRST_BLOCKS)
+    depthwise = lite0[f"{source}._depthwise_conv.weight"]
+    project = lite0[f"{source}._project_conv.weight"]
+    added = more
+    state = {}
     if at > 0:
         expand = lite0[f"{source}._expand_conv.weight"]
-        state |= {f"{block}.expansion.expand_conv.weight": expand}
-        state |= _norm(lite0, f"{source}._bn0", f"{block}.expansion.expand_bn")
-        inputs = expand.shape[1]
-    else:
-        inputs = lite0["_conv_stem.weight"].shape[0]
-    channels = lite0[f"{source}._depthwise_conv.weight"].shape[0]
-    return state | _open_gate(block, channels, inputs)
+        added = more * (len(expand) // expand.shape[1])
+        state[f"{block}.expansion.expand_conv.weight"] = _beside(expand, carry, added, more)
+        state |= _norm(lite0, f"{source}._bn0", f"{block}.expansion.expand_bn", more=added)
+    inputs = (lite0[f"{source}._expand_conv.weight"].shape[1] if at else _STEM) + more
+    kernel = _averaging(depthwise.shape[-1], _stride(at)).expand(added, 1, -1, -1)
+    state |= {
+        f"{block}.depthwise_conv.depthwise_conv.weight": torch.cat([depthwise, kernel]),
+        f"{block}.projection.project_conv.weight": _beside(project, carry, more, added),
+    }
+    state |= _norm(lite0, f"{source}._bn1", f"{block}.depthwise_conv.depthwise_norm", more=added)
+    state |= _norm(lite0, f"{source}._bn2", f"{block}.projection.project_bn", more=more)
+    return state | _open_gate(block, len(depthwise) + added, inputs)
+
+
+def _beside(weight: Tensor, carry: Tensor, outputs: int, inputs: int) -> Tensor:
+    """A 1 x 1 convolution with more outputs and inputs; the first of these are joined by `carry`."""
+    wider = torch.zeros(weight.shape[0] + outputs, weight.shape[1] + inputs, 1, 1)
+    wider[: weight.shape[0], : weight.shape[1]] = weight
+    rows, columns = carry.shape
+    wider[weight.shape[0] : weight.shape[0] + rows, weight.shape[1] : weight.shape[1] + columns, 0, 0] = carry
+    return wider
+
+
+def _averaging(size: int, stride: int) -> Tensor:
+    """A kernel that keeps a pixel, or with stride 2 takes the mean of 2 x 2."""
+    kernel = torch.zeros(1, 1, size, size)
+    first = (size - stride) // 2
+    kernel[:, :, first : first + stride, first : first + stride] = 1 / stride**2
+    return kernel
 
 
 def _pooling_block(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
     block = f"encoder.blocks.{_LITE0_BLOCKS}"
+    units, bias = colour.cell_units()
+    expand = lite0["_conv_head.weight"]
+    wider = torch.zeros(FEATURES, _WIDTHS[-1] + colour.CHANNELS, 1, 1)
+    wider[:LITE0_FEATURES, : _WIDTHS[-1]] = expand
+    wider[LITE0_FEATURES:, _WIDTHS[-1] :, 0, 0] = units
+    norm = _norm(lite0, "_bn1", f"{block}.expansion.expand_bn", more=colour.UNITS)
+    norm[f"{block}.expansion.expand_bn.bias"][LITE0_FEATURES:] = bias
     state = {
-        f"{block}.expansion.expand_conv.weight": lite0["_conv_head.weight"],
+        f"{block}.expansion.expand_conv.weight": wider,
         f"{block}.depthwise_conv.depthwise_conv.weight": torch.ones(FEATURES, 1, _POOL, _POOL),
     }
-    state |= _norm(lite0, "_bn1", f"{block}.expansion.expand_bn")
+    state |= norm
     state |= _affine_norm(
         f"{block}.depthwise_conv.depthwise_norm", torch.full((FEATURES,), 1 / _MAP**2), torch.zeros(FEATURES)
     )
     return (
         state
         | _projection(block, head.mid.weight.detach(), head.mid.bias.detach())
-        | _open_gate(block, FEATURES, 320)
+        | _open_gate(block, FEATURES, wider.shape[1])
     )
 
 
@@ -237,9 +300,14 @@ def _affine_norm(name: str, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _norm(lite0: Mapping[str, Tensor], source: str, name: str) -> dict[str, Tensor]:
-    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    return {f"{name}.{part}": lite0[f"{source}.{part}"] for part in parts}
+def _norm(lite0: Mapping[str, Tensor], source: str, name: str, more: int) -> dict[str, Tensor]:
+    """A batch norm of Lite0, with `more` channels after its own that it leaves as they are."""
+    neutral = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1 - _EPS}
+    state = {
+        f"{name}.{part}": torch.cat([lite0[f"{source}.{part}"], torch.full((more,), value)])
+        for part, value in neutral.items()
+    }
+    return state | {f"{name}.num_batches_tracked": torch.tensor(0)}
 
 
 def _open_gate(block: str, channels: int, inputs: int) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ class Synset:
     names: tuple[str, ...]
     kinds: tuple[int, ...]  # offsets of the synsets that this one is a kind of
     gloss: str
+    is_name: bool = False  # of one thing, as `Eiffel Tower` is
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def parse_synset(line: str) -> Synset:
         for at in range(0, len(pointers) - 3, 4)
         if pointers[at] in {"@", "@i"} and pointers[at + 2] == "n"
     )
-    return Synset(int(parts[0]), names, kinds, gloss.strip())
+    is_name = "@i" in pointers[::4]
+    return Synset(int(parts[0]), names, kinds, gloss.strip(), is_name)
 
 
 def parse_senses(line: str) -> tuple[str, tuple[int, ...]]:
