@@ -91,6 +91,7 @@ def _trained_on_sets(seed: int) -> str:
     return _weights_of(tower, head)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("train", [_trained_on_nouns, _trained_on_sets])
 def test_the_seed_decides_the_weights(train: Callable[[int], str]) -> None:
     """The same seed gives the same bytes, another seed others."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from server.recipes.mini.tuning import known_by_mass, known_by_words, set_loss
+from server.recipes.mini.tuning import blocks, known_by_mass, known_by_words, set_loss
 
 
 def test_lite0_knows_only_what_it_is_sure_of() -> None:
@@ -45,3 +45,10 @@ def test_rows_without_a_right_or_a_wrong_text_do_not_count() -> None:
     loss = set_loss(torch.zeros(2, 2), torch.tensor([[0, 0], [1, -1]]), torch.Generator().manual_seed(0))
 
     assert loss == 0
+
+
+def test_painted_pictures_and_the_others_know_nothing_of_each_other() -> None:
+    """The painted ones are the first rows; their texts are the last columns."""
+    both = blocks(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0], [1.0]]))
+
+    assert both.tolist() == [[-1, 1, 0], [0, -1, -1], [1, -1, -1]]

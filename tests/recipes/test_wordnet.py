@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -67,3 +69,31 @@ def test_a_hint_in_brackets_joins_the_name() -> None:
     names = names_of("kite (bird of prey)", ["kite", "Milvus (genus)"], ("kite",))
 
     assert names == ("kite bird of prey", "kite", "Milvus")
+
+
+def test_only_what_a_photograph_can_show_teaches() -> None:
+    """Things and works with a name do; ideas, towns and persons with a name do not."""
+    kinds = {"physical entity": (), "artifact": ("physical entity",), "idea": ()}
+    kinds |= {"tower": ("artifact",), "Eiffel Tower": ("artifact",), "Paris": ("physical entity",)}
+    offsets = {name: at for at, name in enumerate(kinds)}
+    synsets = {
+        offsets[name]: wordnet.Synset(
+            offsets[name], (name,), tuple(offsets[kind] for kind in above), "", is_name=name[0].isupper()
+        )
+        for name, above in kinds.items()
+    }
+    net = wordnet.WordNet(synsets, {name: (at,) for name, at in offsets.items()})
+
+    chosen = teacher.commonest_nouns(
+        net, ["tower"], Counter(), {offsets["artifact"], offsets["physical entity"]}, 9
+    )
+
+    assert [net.synsets[at].names[0] for at in chosen] == ["tower", "Eiffel Tower"]
+
+
+def test_a_name_of_one_thing_is_told_from_a_kind() -> None:
+    """`@i` points to what it is an instance of."""
+    line = "02801525 06 n 01 Big_Ben 0 001 @i 03046257 n 0000 | clock in the tower  "
+
+    assert wordnet.parse_synset(line).is_name
+    assert not wordnet.parse_synset(_DOG).is_name

@@ -1,8 +1,8 @@
 """Colours, carried past Lite0 to the head: Lite0 forgets them, because classes of things have many.
 
-Eight channels beside Lite0's own hold how far each pixel is from grey in six directions, how bright it is and
-how dark. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that remain, units
-that were fitted to names of colours look at them; features of colour are the means of the units over the cells.
+Eight channels beside Lite0's own hold how far each pixel is from grey in six directions, how bright it is
+and how dark. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that remain,
+units that were fitted to names of colours look at them. The means of the units over the cells are features.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _GAIN = 3.0  # the largest difference of two pixel values, 2, becomes 6
 _SHRINK = 16  # from the first map, 112 x 112, to the cells
 _SHADES = 11
 _STRENGTH = 1e-2
+_HUES = ((42, "orange"), (68, "yellow"), (165, "green"), (260, "blue"), (300, "purple"), (345, "pink"))
 # Neighbours on the wheel of colours: their difference to one colour alone tells it from what is around it.
 _GROUPS = (
     "red orange", "orange yellow", "orange brown", "yellow green", "green blue", "blue purple", "purple pink",
@@ -71,7 +72,7 @@ def cell_units() -> tuple[Tensor, Tensor]:
 
 
 def named_shades() -> tuple[list[str], Tensor]:
-    """Evenly spaced shades: their names, and the features of a picture that is one of them, (shades, UNITS)."""
+    """Evenly spaced shades: their names, and the features of a picture of that shade, (shades, UNITS)."""
     weight, bias = cell_units()
     shades = _shades()
     return [colour_name(*shade) for shade in shades], (_channels_of(shades) @ weight.T + bias).clamp(0, 6)
@@ -98,14 +99,6 @@ def colour_name(red: float, green: float, blue: float) -> str:
         return "white" if value > 0.85 else "grey"
     if 12 <= degrees < 48 and value < 0.7:
         return "brown"
-    for end, name in (
-        (12, "red"),
-        (42, "orange"),
-        (68, "yellow"),
-        (165, "green"),
-        (260, "blue"),
-        (300, "purple"),
-    ):
-        if degrees < end:
-            return "pink" if name == "red" and saturation < 0.6 else name
-    return "pink" if degrees < 345 or saturation < 0.6 else "red"
+    if degrees < 12 or degrees >= 345:
+        return "pink" if saturation < 0.6 else "red"
+    return next(name for end, name in _HUES if degrees < end)

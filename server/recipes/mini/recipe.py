@@ -96,7 +96,8 @@ class Recipe:
             stage(
                 "tuning",
                 "sources space nouns text training features",
-                "photo_sets tuning captions meaning imagined training phrases text vision colour space imagenet wordnet",
+                "photo_sets tuning captions meaning imagined training phrases text vision colour space "
+                "imagenet wordnet",
                 "seed device set_steps bfloat16",
             ),
             stage(

@@ -47,7 +47,7 @@ def image_space(lite0: Mapping[str, Tensor]) -> ImageSpace:
 def with_free_elements(space: ImageSpace, photos: Tensor) -> ImageSpace:
     """Gives the free elements what varies most in photographs and is not in the others: first of it colours.
 
-    `photos` are features (photos, FEATURES). Each of these elements varies as much as the others do on average.
+    `photos` are features (photos, FEATURES). A free element varies as much as the others do on average.
     """
     mean = photos.mean(dim=0)
     centred = photos - mean

@@ -22,13 +22,10 @@ Floats = NDArray[np.float32]
 _SHARPNESS = 1 / 0.04
 _NEIGHBOURS = 12
 _SEEN = (
-    "physical entity",
-    "activity",
-    "natural phenomenon",
-    "color",
-    "written communication",
-    "representation",
-)
+    "physical entity", "act", "natural phenomenon", "color", "written communication", "representation",
+    "vegetation", "gathering", "family", "time of day",
+)  # fmt: skip
+_COMPOUNDS = 10  # parts of a compound are commoner than itself
 _NAMED = "artifact"  # of names, only those of buildings and other works: no persons, no towns
 
 
@@ -56,19 +53,28 @@ def mean_directions(below: Mapping[int, Sequence[int]], directions: Floats) -> d
     return {offset: normalized(directions[list(indices)].mean(axis=0)) for offset, indices in below.items()}
 
 
-def commonest_nouns(wordnet: WordNet, counts: Counter[str], excluded: set[int], limit: int) -> list[int]:
-    """The first senses of the commonest nouns without classes for what a photograph can show."""
+def commonest_nouns(
+    wordnet: WordNet, by_frequency: Sequence[str], counts: Counter[str], excluded: set[int], limit: int
+) -> list[int]:
+    """The first senses of the commonest nouns without classes for what a photograph can show.
+
+    First come the words of `by_frequency`, in its order, then others by `counts`, compounds behind.
+    """
     seen = {offset for name in _SEEN if (offset := wordnet.first_sense(name)) is not None}
     named = wordnet.first_sense(_NAMED)
-    ranked: dict[int, int] = {}
+    place = {word: at for at, word in enumerate(by_frequency)}
+    ranked: dict[int, tuple[float, float]] = {}
     for word, offsets in wordnet.senses.items():
         if offsets[0] in excluded or not word.replace(" ", "").isalpha():
             continue
         above = wordnet.above(offsets[0])
         if seen.isdisjoint(above) or (wordnet.synsets[offsets[0]].is_name and named not in above):
             continue
-        ranked[offsets[0]] = max(ranked.get(offsets[0], 0), min(counts[part] for part in word.split()))
-    order = sorted(ranked, key=lambda offset: (-ranked[offset], offset))
+        parts = word.split()
+        count = min(counts[part] for part in parts) / (1 if len(parts) == 1 else _COMPOUNDS)
+        rank = (place.get(word, math.inf), -count)
+        ranked[offsets[0]] = min(rank, ranked.get(offsets[0], rank))
+    order = sorted(ranked, key=lambda offset: (*ranked[offset], offset))
     return order[:limit]
 
 

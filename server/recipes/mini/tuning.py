@@ -175,7 +175,7 @@ class SetSampler:
 
 
 def blocks(first: Tensor, second: Tensor) -> Tensor:
-    """Both on a diagonal: rows of the first above, columns of the second to the left; -1, unknown, elsewhere."""
+    """Both on a diagonal: rows of the first above, columns of the second left. Elsewhere -1, unknown."""
     both = torch.full((len(first) + len(second), first.shape[1] + second.shape[1]), -1.0)
     both[: len(first), second.shape[1] :] = first
     both[len(first) :, : second.shape[1]] = second

@@ -75,8 +75,8 @@ def vision_config() -> AlignVisionConfig:
 class Lite0(nn.Module):
     """EfficientNet-Lite0 itself, from its state as packaged, and colours: pixels -> pooled features.
 
-    Pixels are (batch, 3, 224, 224), scaled to (value - 127) / 128; features are (batch, FEATURES), each in 0..6,
-    Lite0's 1,280 before those of colours.
+    Pixels are (batch, 3, 224, 224), scaled to (value - 127) / 128; features are (batch, FEATURES), each in
+    0..6, Lite0's 1,280 before those of colours.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -149,8 +149,8 @@ def linear_head(weight: Tensor, bias: Tensor, spread: Tensor, seed: int) -> Head
     """A head that computes `weight @ features + bias` while the result stays within 3 spreads.
 
     Unit i carries component i through the middle of ReLU6, where it is linear. The other units start from
-    random directions and have no say until training gives them one. `weight` is (DIMENSION, FEATURES), `bias` and
-    `spread` are (DIMENSION,); `spread` holds deviations.
+    random directions and have no say until training gives them one. `weight` is (DIMENSION, FEATURES), `bias`
+    and `spread` are (DIMENSION,); `spread` holds deviations.
     """
     more = DIMENSION * (HIDDEN_RATIO - 1)
     directions = torch.randn(more, DIMENSION, generator=torch.Generator().manual_seed(seed))
