@@ -21,7 +21,7 @@ from server.recipes.mini.meaning import Implications, content_words
 from server.recipes.mini.phrases import filled
 from server.recipes.mini.space import ImageSpace, lite0_state, with_free_elements
 from server.recipes.mini.text import TextTower
-from server.recipes.mini.training import NounSampler, Schedule
+from server.recipes.mini.training import NounSampler
 from server.recipes.mini.vision import FEATURES, LITE0_FEATURES, Head, Lite0, linear_head
 
 _QUESTIONS_PER_PHOTO = 8
@@ -68,7 +68,7 @@ class Inputs:
 def train(
     inputs: Inputs,
     out: Path,
-    schedule: Schedule,
+    steps: int,
     seed: int,
     device: torch.device,
     report: Callable[[int, float], None],
@@ -95,7 +95,7 @@ def train(
         seed,
     )
     kept = NounSampler(*nouns.read(inputs.nouns), np.random.default_rng([seed, 4]))
-    tuning.train_sets(tower, head, sampler, kept, space.classes.to(device), schedule, seed, report)
+    tuning.train_sets(tower, head, sampler, kept, space.classes.to(device), steps, seed, report)
     for module, old in zip((tower, head), before, strict=True):
         module.load_state_dict(between(old, module.state_dict(), _TUNED_SHARE))
     save_file(tower.cpu().state_dict(), out / "tower.safetensors")

@@ -40,7 +40,7 @@ class Options:
     other_nouns: int = 9_000
     vocabulary_size: int = 7_000
     noun_steps: int = 350
-    set_steps: int = 400
+    set_steps: int = 300
     views: int = 4
     batch: int = 256
     bfloat16: bool = False
@@ -98,7 +98,7 @@ class Recipe:
                 "sources space nouns text training features",
                 "photo_sets tuning captions meaning imagined training phrases text vision colour space "
                 "imagenet wordnet",
-                "seed device set_steps bfloat16",
+                "seed device set_steps",
             ),
             stage(
                 "calibration",
@@ -173,7 +173,7 @@ class Recipe:
                 *(folders[name] for name in ("sources", "space", "nouns", "text", "training", "features"))
             ),
             out,
-            training.Schedule(steps, 0, 1e-4, 5e-4, self.options.bfloat16),
+            steps,
             self.options.seed,
             self._device,
             lambda step, loss: self._progress.at(step + 1, steps, f"(loss {loss:.3f})"),

@@ -1,4 +1,6 @@
-"""Trains the head and the text tower together, on sets of labels of which one is right.
+"""Trains the head and the text tower's projection together, on sets of labels of which one is right.
+
+The layers of the text tower stay as nouns trained them: a few thousand phrases would bend them.
 
 A step shows photographs and imagined features, and asks of each which of some texts is right. Texts about
 which nothing is known for a picture are left out of its set. The loss is what `Classify` is judged by: the
@@ -7,6 +9,7 @@ logarithm of the right label's score.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,13 +25,16 @@ from server.recipes.mini.phrases import TEMPLATES, filled, written
 from server.recipes.mini.space import CLASS_DIMENSION
 from server.recipes.mini.teacher import Noun
 from server.recipes.mini.text import TextTower
-from server.recipes.mini.training import NounSampler, Schedule, noun_loss, optimizer, rate_factor
+from server.recipes.mini.training import NounSampler, noun_loss, rate_factor
 from server.recipes.mini.vision import LITE0_FEATURES, Head
 
 _SURE, _MAYBE = 0.5, 0.02  # Lite0's probability from which a name is right, and up to which it is wrong
 _START_SCALE = 20.0
+_RATE = 1e-3
 _CLASS_SCALE = 28.0
-_KEPT_NOUNS = 96
+_HELD_NOUNS, _KEPT_NOUNS = 8_192, 384  # in all, and in a step
+_NAMED_CLASSES = 64
+_TOGETHER = 256
 _KEPT_IMAGES = 3.0  # the weight of what a picture's class elements were before
 _PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 12, 64, 16, 16
 
@@ -43,7 +49,10 @@ class Photos:
 
 @dataclass(frozen=True)
 class Names:
-    """Nouns with classes: the classes of each (1000, nouns), and its target (nouns, DIMENSION)."""
+    """Nouns with classes: the classes of each (1000, nouns), and its target (nouns, DIMENSION).
+
+    The first nouns are the classes themselves, in their order.
+    """
 
     nouns: Sequence[Noun]
     covers: Tensor
@@ -61,6 +70,8 @@ class Sets:
     classes: Tensor  # Lite0's probabilities of all classes for each imagined feature, which come last
     noun_rows: Tensor  # which texts are names
     noun_targets: Tensor
+    named: Tensor  # some classes, those of the imagined features among them
+    class_names: list[str]  # a name of each of these
 
 
 class SetSampler:
@@ -115,6 +126,8 @@ class SetSampler:
         pictures = torch.cat([features[shown, views], imagined])
         rows = torch.arange(len(said), len(texts))
         painted, colours, right_colours = self._painted()
+        others = torch.from_numpy(rng.integers(probabilities.shape[1], size=_NAMED_CLASSES))
+        named = torch.cat([probabilities.argmax(dim=1), others]).unique()
         return Sets(
             torch.cat([painted, pictures]),
             [*texts, *colours],
@@ -122,6 +135,8 @@ class SetSampler:
             probabilities,
             rows,
             self._names.targets[nouns],
+            named,
+            [written(self._name(at), rng) for at in named.tolist()],
         )
 
     def _painted(self) -> tuple[Tensor, list[str], Tensor]:
@@ -222,7 +237,10 @@ def set_loss(logits: Tensor, right: Tensor, generator: torch.Generator, smoothin
 
 
 def ranking_loss(images: Tensor, probabilities: Tensor, classes: Tensor) -> Tensor:
-    """The divergence of an image's ranking of all class directions from Lite0's own: what it knew stays."""
+    """The divergence of an image's ranking of classes from Lite0's own: what it knew stays.
+
+    `images` (rows, DIMENSION) and `classes` (classes, DIMENSION) are normalized, directions or texts.
+    """
     ranked = (_CLASS_SCALE * images @ classes.T).log_softmax(dim=1)
     return nn.functional.kl_div(ranked, probabilities, reduction="batchmean")
 
@@ -233,31 +251,29 @@ def train_sets(
     sampler: SetSampler,
     nouns: NounSampler,
     classes: Tensor,
-    schedule: Schedule,
+    steps: int,
     seed: int,
     report: Callable[[int, float], None],
 ) -> None:
-    """Trains the tower and the head in place, on the device of `classes`.
+    """Trains the projection and the head in place, on the device of `classes`.
 
     `nouns` and Lite0's ranking of classes hold on to what both knew before.
     """
     device = classes.device
     generator = torch.Generator().manual_seed(seed)
-    started = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
-    anchor = Head().to(device)
-    anchor.load_state_dict(started)
+    anchor = copy.deepcopy(head)
     log_scale = nn.Parameter(torch.log(torch.tensor(_START_SCALE, device=device)))
-    adam = optimizer(tower, schedule, [*head.parameters(), log_scale])
-    rates = [group["lr"] for group in adam.param_groups]
-    tower.train()
-    for step in range(schedule.steps):
-        for group, rate in zip(adam.param_groups, rates, strict=True):
-            group["lr"] = rate * rate_factor(step, schedule.steps)
+    trained = [*tower.projection.parameters(), *head.parameters(), log_scale]
+    adam = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    tokens = Remembered(tower)
+    held_texts, held = nouns.draw(_HELD_NOUNS)
+    held, held_tokens = held.to(device), tokens(held_texts)
+    for step in range(steps):
+        for group in adam.param_groups:
+            group["lr"] = _RATE * rate_factor(step, steps)
         sets = sampler.draw()
         features, right = sets.features.to(device), sets.right.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
-            predicted = tower(sets.texts)
-        predicted = predicted.float()
+        predicted = tower.projection(tokens(sets.texts))
         texts = nn.functional.normalize(predicted)
         images = nn.functional.normalize(head(features))
         with torch.no_grad():
@@ -267,17 +283,34 @@ def train_sets(
         targets = nn.functional.normalize(sets.noun_targets).to(device)
         loss = loss + 0.5 * noun_loss(predicted[sets.noun_rows], targets, classes)
         loss = loss + _KEPT_IMAGES * (1 - cosine_of_classes(images, before)).mean()
-        loss = loss + ranking_loss(images[-len(sets.classes) :], sets.classes.to(device), classes)
-        kept, wanted = nouns.draw(_KEPT_NOUNS)
-        with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
-            remembered = tower(kept)
-        loss = loss + noun_loss(remembered.float(), wanted.to(device), classes)
+        imagined, probabilities = images[-len(sets.classes) :], sets.classes.to(device)
+        loss = loss + ranking_loss(imagined, probabilities, classes)
+        names = nn.functional.normalize(tower.projection(tokens(sets.class_names)))
+        among = probabilities[:, sets.named.to(device)]
+        loss = loss + ranking_loss(imagined, among / among.sum(dim=1, keepdim=True), names)
+        kept = torch.randint(len(held), (_KEPT_NOUNS,), generator=generator).to(device)
+        loss = loss + 2 * noun_loss(tower.projection(held_tokens[kept]), held[kept], classes)
         adam.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([*tower.parameters(), *head.parameters(), log_scale], 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         adam.step()
         report(step, loss.item())
-    tower.eval()
+
+
+class Remembered:
+    """What a tower's projection gets of texts, (texts, WIDTH), each computed once."""
+
+    def __init__(self, tower: TextTower) -> None:
+        self._tower = tower
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
+        with torch.no_grad():
+            for start in range(0, len(new), _TOGETHER):
+                some = new[start : start + _TOGETHER]
+                self._known |= zip(some, self._tower.first_token(some), strict=True)
+        return torch.stack([self._known[text] for text in texts])
 
 
 def cosine_of_classes(first: Tensor, second: Tensor) -> Tensor:
