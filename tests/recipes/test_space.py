@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from server.recipes.mini.photo_sets import between
 from server.recipes.mini.space import CLASS_DIMENSION, ImageSpace, with_free_elements
 from server.recipes.mini.vision import DIMENSION, FEATURES
 
@@ -31,10 +30,3 @@ def test_free_elements_show_what_the_classes_do_not() -> None:
         elements[:, CLASS_DIMENSION:].std(dim=0), torch.ones(DIMENSION - CLASS_DIMENSION)
     )
     assert elements[:, CLASS_DIMENSION:].mean(dim=0).abs().max() < 1e-4
-
-
-def test_weights_between_start_and_end() -> None:
-    """A share of 0 is the start, 1 the end."""
-    start, end = {"weight": torch.zeros(2)}, {"weight": torch.tensor([1.0, 2.0])}
-
-    assert between(start, end, 0.25)["weight"].tolist() == [0.25, 0.5]

@@ -1,6 +1,6 @@
 """Colours, carried past Lite0 to the head: Lite0 forgets them, because classes of things have many.
 
-Eight channels beside Lite0's own hold how far each pixel is from grey in six directions, how bright it is
+Eight channels next to Lite0's own hold how far each pixel is from grey in six directions, how bright it is
 and how dark. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that remain,
 units that were fitted to names of colours look at them. The means of the units over the cells are features.
 """
@@ -26,7 +26,7 @@ _SHRINK = 16  # from the first map, 112 x 112, to the cells
 _SHADES = 11
 _STRENGTH = 1e-2
 _HUES = ((42, "orange"), (68, "yellow"), (165, "green"), (260, "blue"), (300, "purple"), (345, "pink"))
-# Neighbours on the wheel of colours: their difference to one colour alone tells it from what is around it.
+# Neighbours on the wheel of colours: the difference to one colour tells it from the next.
 _GROUPS = (
     "red orange", "orange yellow", "orange brown", "yellow green", "green blue", "blue purple", "purple pink",
     "red pink", "red brown", "black grey", "white grey", "black brown", "red orange yellow brown",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from server.recipes.mini.vision import FEATURES, LITE0_FEATURES, Head, Lite0, li
 
 _QUESTIONS_PER_PHOTO = 8
 _FEWEST_LABELS, _MOST_LABELS = 3, 6
-_TUNED_SHARE = 0.7
 
 
 def extract(
@@ -81,7 +79,6 @@ def train(
     space = with_free_elements(space, found[rows].flatten(0, 1))
     tower = text_start.read(inputs.text / "vocab.txt", inputs.training / "tower.safetensors").to(device)
     head = linear_head(space.weight, space.bias, space.spread, seed).to(device)
-    before = [copy.deepcopy(each.state_dict()) for each in (tower, head)]
     lite0_classes = classifier(lite0)
     generator = torch.Generator().manual_seed(seed)
     implications = Implications(nouns.read_wordnet(inputs.sources))
@@ -96,15 +93,8 @@ def train(
     )
     kept = NounSampler(*nouns.read(inputs.nouns), np.random.default_rng([seed, 4]))
     tuning.train_sets(tower, head, sampler, kept, space.classes.to(device), steps, seed, report)
-    for module, old in zip((tower, head), before, strict=True):
-        module.load_state_dict(between(old, module.state_dict(), _TUNED_SHARE))
     save_file(tower.cpu().state_dict(), out / "tower.safetensors")
     save_file(head.cpu().state_dict(), out / "head.safetensors")
-
-
-def between(before: Mapping[str, Tensor], after: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights on the line from one training's start to its end, which keep more of what was known before."""
-    return {name: torch.lerp(before[name], tensor, share) for name, tensor in after.items()}
 
 
 def calibrate(sources: Path, text: Path, tuned: Path, extracted: Path, out: Path, seed: int) -> None:

@@ -52,7 +52,7 @@ class TextTower(nn.Module):
         return self.projection(self.first_token(texts))
 
     def first_token(self, texts: Sequence[str]) -> Tensor:
-        """What the projection gets, (batch, WIDTH). Texts of like length run together, so few are padded."""
+        """What the projection gets, (batch, WIDTH). Texts of like length run together, to pad less."""
         order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
         size = max(_FEWEST_TOGETHER, -(-len(texts) // _GROUPS))
         groups = [order[start : start + size] for start in range(0, len(texts), size)]

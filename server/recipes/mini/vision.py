@@ -199,7 +199,7 @@ def _stem(weight: Tensor) -> Tensor:
 
 
 def _lite0_block(lite0: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
-    """A block of Lite0 with the channels of colour beside its own.
+    """A block of Lite0 with the channels of colour after its own.
 
     They go through the first of the expanded channels that are added. In a block that adds its input to its
     result, these stay 0.
