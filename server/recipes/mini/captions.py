@@ -1,0 +1,161 @@
+"""Which phrases are right and which are wrong for each photograph.
+
+A photograph has captions, and lists of nouns, people, actions, coloured things and places. From these follow
+more phrases: `a man running`, `an empty beach`, `yellow`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.recipes.mini.meaning import Implications, content_words
+from server.recipes.mini.phrases import with_article
+
+COLOURS = (
+    "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
+)  # fmt: skip
+_HELD_OUT = 6  # one photo in six is kept for calibration
+_PEOPLE = frozenset({"person", "crowd", "group", "family", "couple"})
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A text about a photograph. `kind` is caption, thing, people, action, colour, hue or place."""
+
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """All phrases of some photographs. `right` is 1 right, 0 wrong, -1 unknown, (photos, phrases)."""
+
+    phrases: list[Phrase]
+    right: Tensor
+    words: list[frozenset[str]]  # of each photo, widened
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph of the recipe: its file below the folder of photographs, and what people saw in it."""
+
+    file: str
+    captions: tuple[str, ...]
+    nouns: tuple[str, ...] = ()
+    people: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()  # things with their colour: `orange sofa`
+    place: tuple[str, ...] = ()
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether it calibrates and does not train. It is the same whatever other photographs there are."""
+        return int(hashlib.sha256(self.file.encode()).hexdigest(), 16) % _HELD_OUT == 0
+
+
+def phrases_of(photo: Photo) -> list[Phrase]:
+    """All phrases that are right for a photograph, each once."""
+    lists = {
+        "caption": photo.captions,
+        "thing": photo.nouns,
+        "people": photo.people,
+        "action": photo.actions,
+        "colour": photo.colours,
+        "place": photo.place,
+    }
+    found = [Phrase(text, kind) for kind, texts in lists.items() for text in texts]
+    places = [place for place in photo.place if place not in {"indoors", "outdoors"}]
+    for each in list(found):
+        if each.kind == "action":
+            found += [
+                Phrase(f"{with_article(who)} {each.text}", "action") for who in (*photo.people, "person")
+            ]
+        if each.kind == "colour":
+            found += [Phrase(word, "hue") for word in each.text.split() if word in COLOURS]
+    for place in places:
+        found += [Phrase(f"{with_article(who)} in the {place}", "place") for who in photo.people]
+        if not photo.people and "person" not in photo.nouns:
+            found.append(Phrase(f"an empty {place}", "place"))
+    return list(dict.fromkeys(found))
+
+
+def known(photos: Sequence[Sequence[Phrase]], implications: Implications) -> Known:
+    """Compares phrases with photographs. Phrases with their colour exchanged are added as wrong ones."""
+    every = [phrase for photo in photos for phrase in photo]
+    exchanged = [other for phrase in every if phrase.kind == "colour" for other in recoloured(phrase)]
+    phrases = list(dict.fromkeys([*every, *exchanged]))
+    words = [content_words(phrase.text) for phrase in phrases]
+    seen = [
+        implications.widened(frozenset().union(*(content_words(each.text) for each in photo)))
+        for photo in photos
+    ]
+    right = _by_words(words, seen)
+    own = [frozenset(photo) for photo in photos]
+    for column, phrase in enumerate(phrases):
+        for row, photo in enumerate(own):
+            if phrase in photo:
+                right[row, column] = 1
+            elif is_wrong(phrase, photo, seen[row]):
+                right[row, column] = 0
+            elif right[row, column] == 0 and not is_judged(phrase, photo):
+                right[row, column] = -1
+            elif (
+                right[row, column] == 1
+                and phrase.kind in {"caption", "colour", "action"}
+                and len(words[column]) > 1
+            ):
+                right[row, column] = -1  # the words occur, but perhaps not together
+    return Known(phrases, torch.from_numpy(right), seen)
+
+
+def recoloured(phrase: Phrase) -> list[Phrase]:
+    """`blue sofa` and others for `orange sofa`."""
+    first, _, rest = phrase.text.partition(" ")
+    if first not in COLOURS or not rest:
+        return []
+    return [Phrase(f"{colour} {rest}", "colour") for colour in COLOURS if colour != first]
+
+
+def is_wrong(phrase: Phrase, photo: frozenset[Phrase], seen: frozenset[str]) -> bool:
+    """Whether a phrase contradicts what is known: another colour of a thing, an empty place with people."""
+    if phrase.kind == "colour":
+        thing = phrase.text.partition(" ")[2]
+        return any(own.kind == "colour" and own.text.partition(" ")[2] == thing for own in photo)
+    if phrase.text.startswith("an empty "):
+        return bool(seen & _PEOPLE)
+    return False
+
+
+def is_judged(phrase: Phrase, photo: frozenset[Phrase]) -> bool:
+    """Whether a phrase that shares no word with a photo is wrong for it: only if its kind was looked at."""
+    kinds = {own.kind for own in photo}
+    if phrase.kind == "hue":
+        return "colour" in kinds
+    if phrase.kind == "place":
+        return "place" in kinds
+    return True
+
+
+def _by_words(phrases: Sequence[frozenset[str]], photos: Sequence[frozenset[str]]) -> np.ndarray[
+    tuple[int, ...], np.dtype[np.int8]
+]:  # fmt: skip
+    """1 if all words of a phrase hold, 0 if none does, else -1."""
+    place = {word: at for at, word in enumerate(sorted(frozenset().union(*phrases)))}
+    said = np.zeros((len(phrases), len(place)), np.float32)
+    held = np.zeros((len(photos), len(place)), np.float32)
+    for rows, matrix in ((phrases, said), (photos, held)):
+        for row, words in enumerate(rows):
+            matrix[row, [place[word] for word in words if word in place]] = 1
+    shared = held @ said.T
+    sizes = said.sum(axis=1)
+    right = np.full(shared.shape, -1, np.int8)
+    right[(shared == sizes) & (sizes > 0)] = 1
+    right[shared == 0] = 0
+    right[:, sizes == 0] = -1
+    return right

@@ -1,0 +1,104 @@
+"""Colours, carried past Lite0 to the head: Lite0 forgets them, because classes of things have many.
+
+Eight channels next to Lite0's own hold how far each pixel is from grey in six directions, how bright it is
+and how dark. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that remain,
+units that were fitted to names of colours look at them. The means of the units over the cells are features.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+CHANNELS = 8
+UNITS = 32
+NAMES = (
+    "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
+)  # fmt: skip
+
+_GAIN = 3.0  # the largest difference of two pixel values, 2, becomes 6
+_SHRINK = 16  # from the first map, 112 x 112, to the cells
+_SHADES = 11
+_STRENGTH = 1e-2
+_HUES = ((42, "orange"), (68, "yellow"), (165, "green"), (260, "blue"), (300, "purple"), (345, "pink"))
+# Neighbours on the wheel of colours: the difference to one colour tells it from the next.
+_GROUPS = (
+    "red orange", "orange yellow", "orange brown", "yellow green", "green blue", "blue purple", "purple pink",
+    "red pink", "red brown", "black grey", "white grey", "black brown", "red orange yellow brown",
+)  # fmt: skip
+
+
+def local_weight() -> Tensor:
+    """(CHANNELS, 3): what a channel computes of a pixel's red, green and blue, before ReLU6. No bias."""
+    differences = torch.tensor([[1.0, -1, 0], [1, 0, -1], [0, 1, -1]])
+    light = torch.full((1, 3), 1 / 3)
+    return _GAIN * torch.cat([differences, -differences, light, -light])
+
+
+def local_channels(pixels: Tensor) -> Tensor:
+    """(batch, CHANNELS, height / 2, width / 2) of pixels (batch, 3, height, width) in -1..1."""
+    halved = nn.functional.avg_pool2d(pixels, 2)
+    return nn.functional.conv2d(halved, local_weight()[:, :, None, None].to(pixels.device)).clamp(0, 6)
+
+
+def features(pixels: Tensor) -> Tensor:
+    """(batch, UNITS) of pixels (batch, 3, 224, 224), each in 0..6."""
+    weight, bias = (each.to(pixels.device) for each in cell_units())
+    cells = nn.functional.avg_pool2d(local_channels(pixels), _SHRINK)
+    return nn.functional.conv2d(cells, weight[:, :, None, None], bias).clamp(0, 6).mean(dim=(2, 3))
+
+
+@functools.cache
+def cell_units() -> tuple[Tensor, Tensor]:
+    """Weights (UNITS, CHANNELS) and biases (UNITS,): the channels themselves, then colours, then groups.
+
+    A colour's unit is fitted by ridge regression to be 3 for evenly spaced shades of that name, else 0.
+    """
+    groups = [*NAMES, *_GROUPS]
+    wanted = torch.tensor(
+        [[3.0 * (colour_name(*shade) in group.split()) for group in groups] for shade in _shades()]
+    )
+    seen = _channels_of(_shades()).double()
+    inputs = torch.cat([seen, torch.ones(len(seen), 1, dtype=torch.float64)], dim=1)
+    gram = inputs.T @ inputs + _STRENGTH * len(seen) * torch.eye(CHANNELS + 1, dtype=torch.float64)
+    fitted = torch.linalg.solve(gram, inputs.T @ wanted.double()).T.float()
+    weight = torch.cat([torch.eye(CHANNELS), fitted[:, :-1]])
+    return weight, torch.cat([torch.zeros(CHANNELS), fitted[:, -1]])
+
+
+def named_shades() -> tuple[list[str], Tensor]:
+    """Evenly spaced shades: their names, and the features of a picture of that shade, (shades, UNITS)."""
+    weight, bias = cell_units()
+    shades = _shades()
+    return [colour_name(*shade) for shade in shades], (_channels_of(shades) @ weight.T + bias).clamp(0, 6)
+
+
+def _shades() -> list[tuple[float, float, float]]:
+    steps = [at / (_SHADES - 1) for at in range(_SHADES)]
+    return list(itertools.product(steps, steps, steps))
+
+
+def _channels_of(shades: Sequence[tuple[float, float, float]]) -> Tensor:
+    """(shades, CHANNELS)."""
+    pixels = 2 * torch.tensor(shades)[:, :, None, None] - 1
+    return local_channels(pixels.expand(-1, -1, 2, 2)).flatten(1)
+
+
+def colour_name(red: float, green: float, blue: float) -> str:
+    """What people call a shade, given in 0..1."""
+    hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+    degrees = 360 * hue
+    if value < 0.2:
+        return "black"
+    if saturation < 0.15:
+        return "white" if value > 0.85 else "grey"
+    if 12 <= degrees < 48 and value < 0.7:
+        return "brown"
+    if degrees < 12 or degrees >= 345:
+        return "pink" if saturation < 0.6 else "red"
+    return next(name for end, name in _HUES if degrees < end)

@@ -1,0 +1,88 @@
+"""What a phrase says about a photograph: its content words, and the more general words that they imply."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.recipes.mini.wordnet import WordNet
+
+_WORD = re.compile(r"[a-z]+")
+_EMPTY = frozenset({
+    "a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "to", "from", "by", "for", "is", "are",
+    "be", "being", "his", "her", "their", "its", "this", "that", "these", "those", "there", "some", "one",
+    "photo", "picture", "image", "close", "up", "view", "front", "top", "next", "near", "over", "under",
+    "into", "out", "off", "it", "as", "while",
+})  # fmt: skip
+_IRREGULAR = {
+    "men": "man", "women": "woman", "children": "child", "people": "person", "mice": "mouse",
+    "geese": "goose", "feet": "foot", "teeth": "tooth", "knives": "knife", "leaves": "leaf",
+    "wolves": "wolf", "sheep": "sheep",
+    "gray": "grey", "skies": "sky", "bus": "bus", "grass": "grass", "glass": "glass", "dress": "dress",
+    "kids": "child", "kid": "child", "photograph": "photo",
+}  # fmt: skip
+# Kinds that WordNet's first senses miss or word differently.
+_ALSO = {
+    "man": ("person", "adult"), "woman": ("person", "adult"), "boy": ("person", "child"),
+    "girl": ("person", "child"), "child": ("person",), "baby": ("person", "child"), "car": ("vehicle",),
+    "bus": ("vehicle",), "house": ("building",), "tower": ("building",), "church": ("building",),
+    "pizza": ("food",), "cake": ("food",), "fruit": ("food", "plant"),
+    "flower": ("plant",), "tree": ("plant",), "beach": ("landscape", "outdoor"),
+    "mountain": ("landscape", "outdoor"),
+}  # fmt: skip
+_TOO_GENERAL = 4  # fewest steps below WordNet's root
+
+
+def content_words(phrase: str) -> frozenset[str]:
+    """The words of a phrase that say what is in the photo, in the singular."""
+    return frozenset(singular(word) for word in _WORD.findall(phrase.lower()) if word not in _EMPTY)
+
+
+def singular(word: str) -> str:
+    """The singular of a regular plural, or the word itself."""
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) > 4 and word.endswith("ies"):
+        return f"{word[:-3]}y"
+    if len(word) > 4 and word.endswith(("shes", "ches", "sses", "xes")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
+
+
+class Implications:
+    """Widens words by the kinds of things that they are: `dog` implies `animal`."""
+
+    def __init__(self, wordnet: WordNet) -> None:
+        self._wordnet = wordnet
+        self._known: dict[str, frozenset[str]] = {}
+
+    def widened(self, words: Iterable[str]) -> frozenset[str]:
+        """The words with all that they imply."""
+        return frozenset().union(*(self._implied(word) for word in words))
+
+    def _implied(self, word: str) -> frozenset[str]:
+        if word not in self._known:
+            implied = {word, *_ALSO.get(word, ())}
+            if (offset := self._wordnet.first_sense(word)) is not None:
+                above = self._wordnet.above(offset)
+                depth = max(above.values())
+                for higher, steps in above.items():
+                    if depth - steps >= _TOO_GENERAL:
+                        names = self._wordnet.synsets[higher].names
+                        implied |= {name.lower() for name in names if " " not in name}
+            self._known[word] = frozenset(implied)
+        return self._known[word]
+
+
+def agreement(phrases: Sequence[frozenset[str]], photos: Sequence[frozenset[str]]) -> NDArray[np.float32]:
+    """(photos, phrases): the share of a phrase's words that hold for a photo; 0 for an empty phrase."""
+    shares = np.zeros((len(photos), len(phrases)), np.float32)
+    for row, known in enumerate(photos):
+        for column, words in enumerate(phrases):
+            shares[row, column] = len(words & known) / len(words) if words else 0.0
+    return shares

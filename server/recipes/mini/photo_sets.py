@@ -1,0 +1,175 @@
+"""The stages that train on photographs: their features, the training itself, and the temperature."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from server.recipes.mini import calibration, captions, features, imagenet, nouns, teacher, text_start, tuning
+from server.recipes.mini.captions import Photo
+from server.recipes.mini.imagined import Imagined
+from server.recipes.mini.meaning import Implications, content_words
+from server.recipes.mini.phrases import filled
+from server.recipes.mini.space import ImageSpace, lite0_state, with_free_elements
+from server.recipes.mini.text import TextTower
+from server.recipes.mini.training import NounSampler
+from server.recipes.mini.vision import FEATURES, LITE0_FEATURES, Head, Lite0, linear_head
+
+_QUESTIONS_PER_PHOTO = 8
+_FEWEST_LABELS, _MOST_LABELS = 3, 6
+
+
+def extract(
+    sources: Path,
+    photos: Sequence[Photo],
+    folder: Path,
+    out: Path,
+    views: int,
+    seed: int,
+    device: torch.device,
+    report: Callable[[int, int], None],
+) -> None:
+    """Writes `features.safetensors`, (photos, views, FEATURES), and `photos.json`."""
+    model = Lite0({name: tensor.to(device) for name, tensor in lite0_state(sources).items()})
+    found = features.extract(model, [folder / photo.file for photo in photos], views, seed, report)
+    save_file({"features": found}, out / "features.safetensors")
+    (out / "photos.json").write_text(json.dumps([asdict(photo) for photo in photos]) + "\n", "utf-8")
+
+
+def read_photos(folder: Path) -> tuple[list[Photo], Tensor]:
+    """The photographs, and their features (photos, views, FEATURES)."""
+    documents = json.loads((folder / "photos.json").read_text("utf-8"))
+    photos = [Photo(**{name: _frozen(value) for name, value in document.items()}) for document in documents]
+    return photos, load_file(folder / "features.safetensors")["features"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The folders of earlier stages."""
+
+    sources: Path
+    space: Path
+    nouns: Path
+    text: Path
+    training: Path
+    features: Path
+
+
+def train(
+    inputs: Inputs,
+    out: Path,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    report: Callable[[int, float], None],
+) -> None:
+    """Writes `tower.safetensors` and `head.safetensors`."""
+    photos, found = read_photos(inputs.features)
+    rows = [at for at, photo in enumerate(photos) if not photo.is_held_out]
+    lite0 = lite0_state(inputs.sources)
+    space = ImageSpace(**load_file(inputs.space / "space.safetensors"))
+    space = with_free_elements(space, found[rows].flatten(0, 1))
+    tower = text_start.read(inputs.text / "vocab.txt", inputs.training / "tower.safetensors").to(device)
+    head = linear_head(space.weight, space.bias, space.spread, seed).to(device)
+    lite0_classes = classifier(lite0)
+    generator = torch.Generator().manual_seed(seed)
+    implications = Implications(nouns.read_wordnet(inputs.sources))
+    sampler = tuning.SetSampler(
+        photo_data([photos[at] for at in rows], found[rows], implications),
+        read_names(inputs.sources, inputs.nouns),
+        Imagined(
+            found[rows].flatten(0, 1), lite0_classes.weight.detach(), lite0_classes.bias.detach(), generator
+        ),
+        lite0_classes,
+        seed,
+    )
+    kept = NounSampler(*nouns.read(inputs.nouns), np.random.default_rng([seed, 4]))
+    tuning.train_sets(tower, head, sampler, kept, space.classes.to(device), steps, seed, report)
+    save_file(tower.cpu().state_dict(), out / "tower.safetensors")
+    save_file(head.cpu().state_dict(), out / "head.safetensors")
+
+
+def calibrate(sources: Path, text: Path, tuned: Path, extracted: Path, out: Path, seed: int) -> None:
+    """Writes `calibration.json`: the temperature, and what the held-out photographs say about it."""
+    photos, found = read_photos(extracted)
+    rows = [at for at, photo in enumerate(photos) if photo.is_held_out]
+    tower = text_start.read(text / "vocab.txt", tuned / "tower.safetensors")
+    head = Head()
+    head.load_state_dict(load_file(tuned / "head.safetensors"))
+    data = photo_data([photos[at] for at in rows], found[rows, :1], Implications(nouns.read_wordnet(sources)))
+    questions = held_out_questions(tower, head, data, seed)
+    temperature = calibration.best_temperature(questions)
+    document = {"temperature": temperature, **asdict(calibration.reliability(questions, temperature))}
+    (out / "calibration.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+
+
+def held_out_questions(
+    tower: TextTower, head: Head, photos: tuning.Photos, seed: int
+) -> list[calibration.Question]:
+    """Questions of a few labels: one phrase that is right for a photo, others that are known to be wrong."""
+    rng = np.random.default_rng([seed, 3])
+    texts = [phrase.text for phrase in photos.known.phrases]
+    written = [*texts, *(filled("a photo of a {}", text) for text in texts)]
+    with torch.inference_mode():
+        images = nn.functional.normalize(head(photos.features[:, 0])).numpy()
+        embedded = torch.cat([tower(written[at : at + 128]) for at in range(0, len(written), 128)])
+        vectors = nn.functional.normalize(embedded).numpy().reshape(2, len(texts), -1)
+    questions = []
+    for row, image in enumerate(images):
+        right, wrong = (np.flatnonzero(photos.known.right[row].numpy() == value) for value in (1, 0))
+        for _ in range(_QUESTIONS_PER_PHOTO):
+            answer = int(rng.choice(right))
+            labels = [answer, *_others(answer, wrong, photos.known.phrases, rng)]
+            questions.append(calibration.Question(vectors[rng.integers(2), labels] @ image, 0))
+    return questions
+
+
+def _others(
+    answer: int, wrong: NDArray[np.int64], phrases: Sequence[captions.Phrase], rng: np.random.Generator
+) -> list[int]:
+    """Wrong labels for a question, of the answer's kind if there are enough."""
+    count = int(rng.integers(_FEWEST_LABELS, _MOST_LABELS + 1)) - 1
+    alike = [int(at) for at in wrong if phrases[at].kind == phrases[answer].kind]
+    pool = alike if len(alike) >= count else [int(at) for at in wrong]
+    return [int(at) for at in rng.choice(pool, size=min(count, len(pool)), replace=False)]
+
+
+def classifier(lite0: dict[str, Tensor]) -> nn.Linear:
+    """Lite0's classifier. It does not look at the features of colour."""
+    weight, more = lite0["_fc.weight"], FEATURES - LITE0_FEATURES
+    layer = nn.Linear(FEATURES, len(weight))
+    layer.load_state_dict({"weight": nn.functional.pad(weight, (0, more)), "bias": lite0["_fc.bias"]})
+    return layer
+
+
+def photo_data(photos: Sequence[Photo], found: Tensor, implications: Implications) -> tuning.Photos:
+    """Features (photos, views, FEATURES) with what captions and tags say."""
+    phrases = [captions.phrases_of(photo) for photo in photos]
+    return tuning.Photos(found, captions.known(phrases, implications))
+
+
+def _frozen(value: str | list[str]) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(value)
+
+
+def read_names(sources: Path, listed: Path) -> tuning.Names:
+    net = nouns.read_wordnet(sources)
+    classes = imagenet.read(sources, net)
+    implications = Implications(net)
+    below = teacher.leaves(net, classes)
+    class_words = []
+    for each in classes:
+        names = {name for offset in net.above(each.offset) for name in nouns.own_names(net, offset)}
+        class_words.append(
+            implications.widened(frozenset().union(*(content_words(name) for name in (*each.names, *names))))
+        )
+    every, targets = nouns.read(listed)
+    return tuning.names_with_classes(every, targets, below, class_words)

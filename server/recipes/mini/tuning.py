@@ -1,0 +1,332 @@
+"""Trains the head and the text tower's projection together, on sets of labels of which one is right.
+
+The layers of the text tower stay as nouns trained them: a few thousand phrases would bend them.
+
+A step shows photographs and imagined features, and asks of each which of some texts is right. Texts about
+which nothing is known for a picture are left out of its set. The loss is what `Classify` is judged by: the
+logarithm of the right label's score.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from server.recipes.mini import colour
+from server.recipes.mini.captions import Known
+from server.recipes.mini.imagined import Imagined
+from server.recipes.mini.meaning import agreement, content_words
+from server.recipes.mini.phrases import TEMPLATES, filled, written
+from server.recipes.mini.space import CLASS_DIMENSION
+from server.recipes.mini.teacher import Noun
+from server.recipes.mini.text import TextTower
+from server.recipes.mini.training import NounSampler, noun_loss, rate_factor
+from server.recipes.mini.vision import LITE0_FEATURES, Head
+
+_SURE, _MAYBE = 0.5, 0.02  # Lite0's probability from which a name is right, and up to which it is wrong
+_START_SCALE = 20.0
+_RATE = 1e-3
+_CLASS_SCALE = 28.0
+_HELD_NOUNS, _KEPT_NOUNS = 8_192, 384  # in all, and in a step
+_NAMED_CLASSES = 64
+_TOGETHER = 256
+_KEPT_IMAGES = 3.0  # the weight of what a picture's class elements were before
+_PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 12, 64, 16, 16
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photographs: features (photos, views, FEATURES), and the phrases that are right or wrong for each."""
+
+    features: Tensor
+    known: Known
+
+
+@dataclass(frozen=True)
+class Names:
+    """Nouns with classes: the classes of each (1000, nouns), and its target (nouns, DIMENSION).
+
+    The first nouns are the classes themselves, in their order.
+    """
+
+    nouns: Sequence[Noun]
+    covers: Tensor
+    targets: Tensor
+    class_words: Sequence[frozenset[str]]  # of each of the 1,000 classes, widened
+
+
+@dataclass(frozen=True)
+class Sets:
+    """One step's pictures and texts. `right` is 1 right, 0 wrong, -1 unknown, (pictures, texts)."""
+
+    features: Tensor
+    texts: list[str]
+    right: Tensor
+    classes: Tensor  # Lite0's probabilities of all classes for each imagined feature, which come last
+    noun_rows: Tensor  # which texts are names
+    noun_targets: Tensor
+    named: Tensor  # some classes, those of the imagined features among them
+    class_names: list[str]  # a name of each of these
+
+
+class SetSampler:
+    """Draws steps."""
+
+    def __init__(self, photos: Photos, names: Names, imagined: Imagined, lite0: nn.Linear, seed: int) -> None:
+        self._photos, self._names, self._imagined = photos, names, imagined
+        self._rng = np.random.default_rng([seed, 2])
+        with torch.no_grad():
+            probabilities = lite0(photos.features[:, 0]).softmax(dim=1)
+            self._photo_masses = probabilities @ names.covers
+        self._sure_photo = probabilities.max(dim=1).values > _SURE
+        self._noun_words = [content_words(noun.names[0]) for noun in names.nouns]
+        self._words = [content_words(phrase.text) for phrase in photos.known.phrases]
+        self._right_phrases = [torch.nonzero(row == 1).flatten().numpy() for row in photos.known.right]
+        self._shade_names, self._shades = colour.named_shades()
+
+    def draw(self) -> Sets:
+        """One step."""
+        rng, features, known = self._rng, self._photos.features, self._photos.known
+        count = len(features)
+        shown = rng.choice(count, size=min(_PHOTOS, count), replace=False)
+        views = rng.integers(features.shape[1], size=len(shown))
+        imagined, probabilities = self._imagined.draw(_IMAGINED)
+        masses = probabilities @ self._names.covers
+
+        said = [int(rng.choice(self._right_phrases[row])) for row in shown]
+        said += [int(at) for at in rng.integers(len(known.phrases), size=_MORE_PHRASES)]
+        nouns = [self._noun_of(mass) for mass in masses]
+        nouns += [int(at) for at in rng.integers(len(self._names.nouns), size=_MORE_NOUNS)]
+
+        class_words = [self._names.class_words[at] for at in probabilities.argmax(dim=1)]
+        imagined_phrases = known_by_words(
+            torch.from_numpy(agreement([self._words[at] for at in said], class_words))
+        )
+        noun_words = torch.from_numpy(
+            agreement([self._noun_words[at] for at in nouns], [known.words[at] for at in shown])
+        )
+        photo_nouns = known_by_mass(self._photo_masses[shown][:, nouns])
+        photo_nouns[~self._sure_photo[shown]] = photo_nouns[~self._sure_photo[shown]].clamp(max=0)
+        photo_nouns[noun_words > 0] = -1
+        photo_nouns[noun_words == 1] = 1
+        right = torch.cat(
+            [
+                torch.cat([known.right[shown][:, said].float(), photo_nouns], dim=1),
+                torch.cat([imagined_phrases, known_by_mass(masses[:, nouns])], dim=1),
+            ]
+        )
+
+        texts = [self._phrase_as_written(known.phrases[at].text) for at in said]
+        texts += [written(self._name(at), rng) for at in nouns]
+        pictures = torch.cat([features[shown, views], imagined])
+        rows = torch.arange(len(said), len(texts))
+        painted, colours, right_colours = self._painted()
+        others = torch.from_numpy(rng.integers(probabilities.shape[1], size=_NAMED_CLASSES))
+        named = torch.cat([probabilities.argmax(dim=1), others]).unique()
+        return Sets(
+            torch.cat([painted, pictures]),
+            [*texts, *colours],
+            blocks(right_colours, right),
+            probabilities,
+            rows,
+            self._names.targets[nouns],
+            named,
+            [written(self._name(at), rng) for at in named.tolist()],
+        )
+
+    def _painted(self) -> tuple[Tensor, list[str], Tensor]:
+        """Photographs of which a part is painted in one colour, texts with colours, and which are right.
+
+        The first texts are colours; then each picture has a thing of it in its colour and in another one.
+        """
+        rng, photos = self._rng, self._photos
+        rows = rng.integers(len(photos.features), size=_PAINTED)
+        features = photos.features[rows, rng.integers(photos.features.shape[1], size=_PAINTED)].clone()
+        texts = [written(f"{name} thing" if rng.random() < 0.3 else name, rng) for name in colour.NAMES]
+        right = torch.full((_PAINTED, len(texts) + 2 * _PAINTED), -1.0)
+        for at, row in enumerate(rows):
+            own, other = rng.choice(len(colour.NAMES), size=2, replace=False)
+            shade = rng.choice(
+                [each for each, name in enumerate(self._shade_names) if name == colour.NAMES[own]]
+            )
+            share = float(rng.uniform(0.3, 0.8))
+            features[at, LITE0_FEATURES:] *= 1 - share
+            features[at, LITE0_FEATURES:] += share * self._shades[shade]
+            right[at, : len(colour.NAMES)] = 0
+            right[at, own] = 1
+            things = [
+                photos.known.phrases[phrase].text
+                for phrase in self._right_phrases[row]
+                if photos.known.phrases[phrase].kind == "thing"
+            ]
+            thing = str(rng.choice(things)) if things else "thing"
+            right[at, len(texts) : len(texts) + 2] = torch.tensor([1.0, 0.0])
+            texts += [written(f"{colour.NAMES[each]} {thing}", rng) for each in (own, other)]
+        return features, texts, right
+
+    def _noun_of(self, mass: Tensor) -> int:
+        """A name that is right for an imagined feature, general ones as often as particular ones."""
+        right = torch.nonzero(mass > _SURE).flatten().numpy()
+        return int(self._rng.choice(right)) if len(right) else int(mass.argmax())
+
+    def _name(self, at: int) -> str:
+        names = self._names.nouns[at].names
+        return names[0] if self._rng.random() < 0.6 else names[self._rng.integers(len(names))]
+
+    def _phrase_as_written(self, phrase: str) -> str:
+        chance = self._rng.random()
+        if chance < 0.5:
+            return phrase
+        if chance < 0.7:
+            return filled("a photo of a {}", phrase)
+        if chance < 0.8:
+            return filled("This is a photo of {}.", phrase)
+        return filled(TEMPLATES[self._rng.integers(len(TEMPLATES))], phrase)
+
+
+def blocks(first: Tensor, second: Tensor) -> Tensor:
+    """Both on a diagonal: rows of the first above, columns of the second left. Elsewhere -1, unknown."""
+    both = torch.full((len(first) + len(second), first.shape[1] + second.shape[1]), -1.0)
+    both[: len(first), second.shape[1] :] = first
+    both[len(first) :, : second.shape[1]] = second
+    return both
+
+
+def known_by_mass(masses: Tensor) -> Tensor:
+    """What Lite0's probabilities say: 1 right, 0 wrong, -1 unknown."""
+    known = torch.full_like(masses, -1)
+    known[masses > _SURE] = 1
+    known[masses < _MAYBE] = 0
+    return known
+
+
+def known_by_words(shares: Tensor) -> Tensor:
+    """What shared words say: all shared is right, none shared is wrong, some is unknown."""
+    known = torch.full_like(shares, -1)
+    known[shares == 1] = 1
+    known[shares == 0] = 0
+    return known
+
+
+def set_loss(logits: Tensor, right: Tensor, generator: torch.Generator, smoothing: float = 0.02) -> Tensor:
+    """The mean of -log score of one right text of each row among a random share of its wrong ones.
+
+    `logits` and `right` are (rows, texts). Rows without a right text, or without a wrong one, do not count.
+    """
+    noise = torch.rand(logits.shape, generator=generator).to(logits.device)
+    positive = (torch.where(right == 1, noise, torch.full_like(noise, -1.0))).argmax(dim=1)
+    # from two or three labels up to all
+    keep = torch.exp(torch.log(torch.tensor(0.02)) * torch.rand(len(logits), 1, generator=generator)).to(
+        logits.device
+    )
+    wrong = (right == 0) & (torch.rand(logits.shape, generator=generator).to(logits.device) < keep)
+    counted = (right == 1).any(dim=1) & wrong.any(dim=1)
+    if not counted.any():
+        return logits.sum() * 0.0
+    shown = wrong.clone()
+    shown[torch.arange(len(logits)), positive] = True
+    scores = logits.masked_fill(~shown, -1e4).log_softmax(dim=1)
+    chosen = scores[torch.arange(len(logits)), positive]
+    others = (scores * wrong).sum(dim=1) / wrong.sum(dim=1).clamp(min=1)
+    return -((1 - smoothing) * chosen + smoothing * others)[counted].mean()
+
+
+def ranking_loss(images: Tensor, probabilities: Tensor, classes: Tensor) -> Tensor:
+    """The divergence of an image's ranking of classes from Lite0's own: what it knew stays.
+
+    `images` (rows, DIMENSION) and `classes` (classes, DIMENSION) are normalized, directions or texts.
+    """
+    ranked = (_CLASS_SCALE * images @ classes.T).log_softmax(dim=1)
+    return nn.functional.kl_div(ranked, probabilities, reduction="batchmean")
+
+
+def train_sets(
+    tower: TextTower,
+    head: Head,
+    sampler: SetSampler,
+    nouns: NounSampler,
+    classes: Tensor,
+    steps: int,
+    seed: int,
+    report: Callable[[int, float], None],
+) -> None:
+    """Trains the projection and the head in place, on the device of `classes`.
+
+    `nouns` and Lite0's ranking of classes hold on to what both knew before.
+    """
+    device = classes.device
+    generator = torch.Generator().manual_seed(seed)
+    anchor = copy.deepcopy(head)
+    log_scale = nn.Parameter(torch.log(torch.tensor(_START_SCALE, device=device)))
+    trained = [*tower.projection.parameters(), *head.parameters(), log_scale]
+    adam = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    tokens = Remembered(tower)
+    held_texts, held = nouns.draw(_HELD_NOUNS)
+    held, held_tokens = held.to(device), tokens(held_texts)
+    for step in range(steps):
+        for group in adam.param_groups:
+            group["lr"] = _RATE * rate_factor(step, steps)
+        sets = sampler.draw()
+        features, right = sets.features.to(device), sets.right.to(device)
+        predicted = tower.projection(tokens(sets.texts))
+        texts = nn.functional.normalize(predicted)
+        images = nn.functional.normalize(head(features))
+        with torch.no_grad():
+            before = nn.functional.normalize(anchor(features))
+        logits = log_scale.exp() * images @ texts.T
+        loss = set_loss(logits, right, generator) + 0.5 * set_loss(logits.T, right.T, generator)
+        targets = nn.functional.normalize(sets.noun_targets).to(device)
+        loss = loss + 0.5 * noun_loss(predicted[sets.noun_rows], targets, classes)
+        loss = loss + _KEPT_IMAGES * (1 - cosine_of_classes(images, before)).mean()
+        imagined, probabilities = images[-len(sets.classes) :], sets.classes.to(device)
+        loss = loss + ranking_loss(imagined, probabilities, classes)
+        names = nn.functional.normalize(tower.projection(tokens(sets.class_names)))
+        among = probabilities[:, sets.named.to(device)]
+        loss = loss + ranking_loss(imagined, among / among.sum(dim=1, keepdim=True), names)
+        kept = torch.randint(len(held), (_KEPT_NOUNS,), generator=generator).to(device)
+        loss = loss + 2 * noun_loss(tower.projection(held_tokens[kept]), held[kept], classes)
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        adam.step()
+        report(step, loss.item())
+
+
+class Remembered:
+    """What a tower's projection gets of texts, (texts, WIDTH), each computed once."""
+
+    def __init__(self, tower: TextTower) -> None:
+        self._tower = tower
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
+        with torch.no_grad():
+            for start in range(0, len(new), _TOGETHER):
+                some = new[start : start + _TOGETHER]
+                self._known |= zip(some, self._tower.first_token(some), strict=True)
+        return torch.stack([self._known[text] for text in texts])
+
+
+def cosine_of_classes(first: Tensor, second: Tensor) -> Tensor:
+    """Of each two rows, in the elements that point to classes."""
+    return nn.functional.cosine_similarity(first[:, :CLASS_DIMENSION], second[:, :CLASS_DIMENSION])
+
+
+def names_with_classes(
+    nouns: Sequence[Noun],
+    targets: Tensor,
+    below: Mapping[int, Sequence[int]],
+    class_words: Sequence[frozenset[str]],
+) -> Names:
+    """The nouns that have classes."""
+    kept = [at for at, noun in enumerate(nouns) if noun.offset in below]
+    covers = torch.zeros(len(class_words), len(kept))
+    for column, at in enumerate(kept):
+        covers[list(below[nouns[at].offset]), column] = 1.0
+    return Names([nouns[at] for at in kept], covers, targets[kept], class_words)
