@@ -155,8 +155,7 @@ class LanceStore:
         self._check_writable()
         rows = iter(entries)
         while chunk := list(islice(rows, _ROWS_AT_A_TIME)):
-            with engine_errors(self._place):
-                self._put_chunk(list({entry.key: entry for entry in chunk}.values()))
+            self._put_chunk(list({entry.key: entry for entry in chunk}.values()))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Deletes rows; keys that are not there do no harm."""
