@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from server.recipes.mini.digests import file_digest
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def fetch(package: Package, folder: Path) -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(_command(package), cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = file_digest(path)
     if digest != package.sha256:
         raise ValueError(f"{path} has SHA-256 {digest}, expected {package.sha256}; delete it and try again")
     return path

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from server.recipes.mini.captions import Photo
+from server.recipes.mini.digests import file_digest
 from server.recipes.mini.notice import Credit
 
 SOURCES = Path(__file__).parent / "sources.json"
@@ -38,7 +38,7 @@ def read(sources: Path = SOURCES) -> list[Listed]:
 
 def verify(listed: Listed, folder: Path) -> None:
     """Raises `ValueError` if the photograph's file is not the one that was listed."""
-    digest = hashlib.sha256((folder / listed.photo.file).read_bytes()).hexdigest()
+    digest = file_digest(folder / listed.photo.file)
     if digest != listed.sha256:
         raise ValueError(
             f"{listed.photo.file} has SHA-256 {digest}, expected {listed.sha256}; fetch it again"

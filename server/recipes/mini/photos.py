@@ -9,7 +9,6 @@ again.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from server.recipes.mini.digests import file_digest
 
 SOURCES = Path(__file__).parent / "sources.json"
 
@@ -154,7 +155,7 @@ def _run(*command: str, folder: Path | None = None, environment: dict[str, str] 
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return file_digest(path) if path.is_file() else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Options:
-    """What a rebuild may vary. The defaults are those of the committed checkpoint."""
+    """What a rebuild may vary. The defaults are those of the recipe."""
 
     seed: int = 0
     device: str = "cpu"
