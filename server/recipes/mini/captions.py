@@ -22,11 +22,18 @@ COLOURS = (
 )  # fmt: skip
 _HELD_OUT = 6  # one photo in six is kept for calibration
 _PEOPLE = frozenset({"person", "crowd", "group", "family", "couple"})
+# What is said of one person, of two, of some and of many. The first text of each holds for no other number.
+_COUNTS = (
+    ("one person", "a single person"),
+    ("two people", "a pair of people"),
+    ("several people", "a small group of people", "group of people", "a group of people"),
+    ("a crowd", "crowd", "a crowd of people", "many people", "group of people", "a group of people"),
+)
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """A text about a photograph. `kind` is caption, thing, people, action, colour, hue or place."""
+    """A text about a photograph. `kind` is caption, thing, people, count, action, colour, hue or place."""
 
     text: str
     kind: str
@@ -64,7 +71,7 @@ def phrases_of(photo: Photo) -> list[Phrase]:
     lists = {
         "caption": photo.captions,
         "thing": photo.nouns,
-        "people": photo.people,
+        "people": tuple(tag for tag in photo.people if not any(tag in texts for texts in _COUNTS)),
         "action": photo.actions,
         "colour": photo.colours,
         "place": photo.place,
@@ -78,11 +85,32 @@ def phrases_of(photo: Photo) -> list[Phrase]:
             ]
         if each.kind == "colour":
             found += [Phrase(word, "hue") for word in each.text.split() if word in COLOURS]
+    found += [Phrase(text, "count") for text in counted(photo.people)]
     for place in places:
         found += [Phrase(f"{with_article(who)} in the {place}", "place") for who in photo.people]
         if not photo.people and "person" not in photo.nouns:
             found.append(Phrase(f"an empty {place}", "place"))
     return list(dict.fromkeys(found))
+
+
+def counted(people: Sequence[str]) -> tuple[str, ...]:
+    """What tags say about how many people there are, such as `one person` and `a single person`, or nothing."""
+    number = _how_many({tag.split()[0] for tag in people}, {tag.split()[-1] for tag in people})
+    return () if number is None else _COUNTS[number]
+
+
+def _how_many(first: set[str], last: set[str]) -> int | None:
+    """The place in `_COUNTS`, from the first and the last words of tags."""
+    if "crowd" in last:
+        return 3
+    if first & {"group", "family", "three", "four", "five"}:
+        return 2
+    if "two" in first or "couple" in last:
+        return 1
+    if last & {"men", "women", "children", "boys", "girls"}:
+        return None
+    who = len(last & {"man", "woman"}) + bool(last & {"child", "boy", "girl", "baby"})
+    return who - 1 if who in {1, 2} else None
 
 
 def known(photos: Sequence[Sequence[Phrase]], implications: Implications) -> Known:
@@ -107,8 +135,8 @@ def known(photos: Sequence[Sequence[Phrase]], implications: Implications) -> Kno
                 right[row, column] = -1
             elif (
                 right[row, column] == 1
-                and phrase.kind in {"caption", "colour", "action"}
-                and len(words[column]) > 1
+                and phrase.kind in {"caption", "colour", "action", "count"}
+                and (phrase.kind == "count" or len(words[column]) > 1)
             ):
                 right[row, column] = -1  # the words occur, but perhaps not together
     return Known(phrases, torch.from_numpy(right), seen)
@@ -127,6 +155,11 @@ def is_wrong(phrase: Phrase, photo: frozenset[Phrase], seen: frozenset[str]) -> 
     if phrase.kind == "colour":
         thing = phrase.text.partition(" ")[2]
         return any(own.kind == "colour" and own.text.partition(" ")[2] == thing for own in photo)
+    if phrase.kind == "count":
+        own = [texts for texts in _COUNTS if Phrase(texts[0], "count") in photo]
+        return any(phrase.text not in texts for texts in own)
+    if phrase.kind == "people" and "old" in phrase.text.split() and seen & _PEOPLE:
+        return "old" not in seen
     if phrase.text.startswith("an empty "):
         return bool(seen & _PEOPLE)
     return False

@@ -1,8 +1,12 @@
 """Colours, carried past Lite0 to the head: Lite0 forgets them, because classes of things have many.
 
-Eight channels next to Lite0's own hold how far each pixel is from grey in six directions, how bright it is
-and how dark. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that remain,
-units that were fitted to names of colours look at them. The means of the units over the cells are features.
+Eight channels next to Lite0's own hold how far each pixel is from grey in six directions, how bright it is,
+and a constant. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that remain,
+units look at them. The means of the units over the cells are features.
+
+The first units are the channels themselves. The others were fitted to names of colours, and look at the middle
+5 x 5 cells only, where the subject of a photograph mostly is: the last stage takes the mean of the constant over
+3 x 3 cells, which falls at the border, where zeros surround the map.
 """
 
 from __future__ import annotations
@@ -21,41 +25,68 @@ NAMES = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
 )  # fmt: skip
 
+PLAIN_UNITS = 7  # the first ones, which look at all cells
+
 _GAIN = 3.0  # the largest difference of two pixel values, 2, becomes 6
 _SHRINK = 16  # from the first map, 112 x 112, to the cells
+_CELLS = 7  # of the last map, each way
+_TOGETHER = 128
 _SHADES = 11
+_CONSTANT = 6.0
+_CLOSED = 4.0  # a unit sees this times the constant's fall less: at least 8 of the 3 that a shade gives
 _STRENGTH = 1e-2
 _HUES = ((42, "orange"), (68, "yellow"), (165, "green"), (260, "blue"), (300, "purple"), (345, "pink"))
 # Neighbours on the wheel of colours: the difference to one colour tells it from the next.
 _GROUPS = (
     "red orange", "orange yellow", "orange brown", "yellow green", "green blue", "blue purple", "purple pink",
     "red pink", "red brown", "black grey", "white grey", "black brown", "red orange yellow brown",
+    "red purple pink",
 )  # fmt: skip
 
 
 def local_weight() -> Tensor:
-    """(CHANNELS, 3): what a channel computes of a pixel's red, green and blue, before ReLU6. No bias."""
+    """(CHANNELS, 3): what a channel computes of a pixel's red, green and blue, before bias and ReLU6."""
     differences = torch.tensor([[1.0, -1, 0], [1, 0, -1], [0, 1, -1]])
-    light = torch.full((1, 3), 1 / 3)
-    return _GAIN * torch.cat([differences, -differences, light, -light])
+    return _GAIN * torch.cat([differences, -differences, torch.full((1, 3), 1 / 3), torch.zeros(1, 3)])
+
+
+def local_bias() -> Tensor:
+    """(CHANNELS,): brightness in -1..1 becomes 0..6, and the last channel is constant."""
+    return torch.tensor([0.0] * 6 + [_GAIN, _CONSTANT])
 
 
 def local_channels(pixels: Tensor) -> Tensor:
     """(batch, CHANNELS, height / 2, width / 2) of pixels (batch, 3, height, width) in -1..1."""
     halved = nn.functional.avg_pool2d(pixels, 2)
-    return nn.functional.conv2d(halved, local_weight()[:, :, None, None].to(pixels.device)).clamp(0, 6)
+    weight, bias = local_weight()[:, :, None, None].to(pixels.device), local_bias().to(pixels.device)
+    return nn.functional.conv2d(halved, weight, bias).clamp(0, 6)
 
 
 def features(pixels: Tensor) -> Tensor:
     """(batch, UNITS) of pixels (batch, 3, 224, 224), each in 0..6."""
     weight, bias = (each.to(pixels.device) for each in cell_units())
     cells = nn.functional.avg_pool2d(local_channels(pixels), _SHRINK)
+    constant = nn.functional.avg_pool2d(cells[:, -1:], 3, stride=1, padding=1)
+    cells = torch.cat([cells[:, :-1], constant], dim=1)
     return nn.functional.conv2d(cells, weight[:, :, None, None], bias).clamp(0, 6).mean(dim=(2, 3))
+
+
+def averaging(size: int, stride: int, is_last: bool) -> Tensor:
+    """(CHANNELS, 1, size, size): kernels that keep a pixel, or with stride 2 take the mean of 2 x 2.
+
+    In the last stage the constant's is the mean of 3 x 3.
+    """
+    kernel = torch.zeros(CHANNELS, 1, size, size)
+    first = (size - stride) // 2
+    kernel[:, :, first : first + stride, first : first + stride] = 1 / stride**2
+    if is_last:
+        kernel[-1] = 1 / size**2
+    return kernel
 
 
 @functools.cache
 def cell_units() -> tuple[Tensor, Tensor]:
-    """Weights (UNITS, CHANNELS) and biases (UNITS,): the channels themselves, then colours, then groups.
+    """Weights (UNITS, CHANNELS) and biases (UNITS,): the plain ones, then colours, then groups.
 
     A colour's unit is fitted by ridge regression to be 3 for evenly spaced shades of that name, else 0.
     """
@@ -63,19 +94,22 @@ def cell_units() -> tuple[Tensor, Tensor]:
     wanted = torch.tensor(
         [[3.0 * (colour_name(*shade) in group.split()) for group in groups] for shade in _shades()]
     )
-    seen = _channels_of(_shades()).double()
+    seen = _channels_of(_shades())[:, :PLAIN_UNITS].double()
     inputs = torch.cat([seen, torch.ones(len(seen), 1, dtype=torch.float64)], dim=1)
-    gram = inputs.T @ inputs + _STRENGTH * len(seen) * torch.eye(CHANNELS + 1, dtype=torch.float64)
+    gram = inputs.T @ inputs + _STRENGTH * len(seen) * torch.eye(PLAIN_UNITS + 1, dtype=torch.float64)
     fitted = torch.linalg.solve(gram, inputs.T @ wanted.double()).T.float()
-    weight = torch.cat([torch.eye(CHANNELS), fitted[:, :-1]])
-    return weight, torch.cat([torch.zeros(CHANNELS), fitted[:, -1]])
+    closed = torch.full((len(groups), 1), _CLOSED)
+    weight = torch.cat([torch.eye(PLAIN_UNITS, CHANNELS), torch.cat([fitted[:, :-1], closed], dim=1)])
+    return weight, torch.cat([torch.zeros(PLAIN_UNITS), fitted[:, -1] - _CLOSED * _CONSTANT])
 
 
 def named_shades() -> tuple[list[str], Tensor]:
     """Evenly spaced shades: their names, and the features of a picture of that shade, (shades, UNITS)."""
-    weight, bias = cell_units()
     shades = _shades()
-    return [colour_name(*shade) for shade in shades], (_channels_of(shades) @ weight.T + bias).clamp(0, 6)
+    size = 2 * _SHRINK * _CELLS
+    pictures = _pixels_of(shades)
+    found = [features(some.expand(-1, -1, size, size)) for some in pictures.split(_TOGETHER)]
+    return [colour_name(*shade) for shade in shades], torch.cat(found)
 
 
 def _shades() -> list[tuple[float, float, float]]:
@@ -85,8 +119,12 @@ def _shades() -> list[tuple[float, float, float]]:
 
 def _channels_of(shades: Sequence[tuple[float, float, float]]) -> Tensor:
     """(shades, CHANNELS)."""
-    pixels = 2 * torch.tensor(shades)[:, :, None, None] - 1
-    return local_channels(pixels.expand(-1, -1, 2, 2)).flatten(1)
+    return local_channels(_pixels_of(shades).expand(-1, -1, 2, 2)).flatten(1)
+
+
+def _pixels_of(shades: Sequence[tuple[float, float, float]]) -> Tensor:
+    """(shades, 3, 1, 1), in -1..1."""
+    return 2 * torch.tensor(shades)[:, :, None, None] - 1
 
 
 def colour_name(red: float, green: float, blue: float) -> str:

@@ -49,5 +49,5 @@ def digests() -> dict[str, str]:
 def recipe_digest(folder: Path) -> str:
     """One digest of all modules, apart from comments and docstrings, and of the list of photographs."""
     lines = [f"{path.name} {code_digest(path)}\n" for path in sorted(folder.glob("*.py"))]
-    lines += [f"{path.name} {file_digest(path)}\n" for path in sorted(folder.glob("sources.*"))]
+    lines += [f"{name} {file_digest(folder / name)}\n" for name in ("everyday.txt", "sources.json")]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

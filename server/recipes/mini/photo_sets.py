@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from server.recipes.mini import calibration, captions, features, imagenet, nouns, teacher, text_start, tuning
+from server.recipes.mini import calibration, captions, features, imagenet, nouns, text_start, tuning
 from server.recipes.mini.captions import Photo
 from server.recipes.mini.imagined import Imagined
 from server.recipes.mini.meaning import Implications, content_words
 from server.recipes.mini.phrases import filled
 from server.recipes.mini.space import ImageSpace, lite0_state, with_free_elements
 from server.recipes.mini.text import TextTower
+from server.recipes.mini.teacher import Noun
 from server.recipes.mini.training import NounSampler
 from server.recipes.mini.vision import FEATURES, LITE0_FEATURES, Head, Lite0, linear_head
 
@@ -91,10 +92,22 @@ def train(
         lite0_classes,
         seed,
     )
-    kept = NounSampler(*nouns.read(inputs.nouns), np.random.default_rng([seed, 4]))
+    said = {phrase.text for at in rows for phrase in captions.phrases_of(photos[at])}
+    kept = NounSampler(*not_shown(*nouns.read(inputs.nouns), said), np.random.default_rng([seed, 4]))
     tuning.train_sets(tower, head, sampler, kept, space.classes.to(device), steps, seed, report)
     save_file(tower.cpu().state_dict(), out / "tower.safetensors")
     save_file(head.cpu().state_dict(), out / "head.safetensors")
+
+
+def not_shown(listed: Sequence[Noun], targets: Tensor, said: set[str]) -> tuple[list[Noun], Tensor]:
+    """The nouns but those without classes that photographs show: these know better what they look like."""
+    words = {content_words(text) for text in said}
+    kept = [
+        at
+        for at, noun in enumerate(listed)
+        if noun.shows or words.isdisjoint(content_words(name) for name in noun.names)
+    ]
+    return [listed[at] for at in kept], targets[kept]
 
 
 def calibrate(sources: Path, text: Path, tuned: Path, extracted: Path, out: Path, seed: int) -> None:
@@ -164,12 +177,10 @@ def read_names(sources: Path, listed: Path) -> tuning.Names:
     net = nouns.read_wordnet(sources)
     classes = imagenet.read(sources, net)
     implications = Implications(net)
-    below = teacher.leaves(net, classes)
     class_words = []
     for each in classes:
         names = {name for offset in net.above(each.offset) for name in nouns.own_names(net, offset)}
         class_words.append(
             implications.widened(frozenset().union(*(content_words(name) for name in (*each.names, *names))))
         )
-    every, targets = nouns.read(listed)
-    return tuning.names_with_classes(every, targets, below, class_words)
+    return tuning.names_with_classes(*nouns.read(listed), class_words)

@@ -39,7 +39,7 @@ class Options:
     device: str = "cpu"
     other_nouns: int = 9_000
     vocabulary_size: int = 7_000
-    noun_steps: int = 350
+    noun_steps: int = 800
     set_steps: int = 300
     views: int = 4
     batch: int = 256
@@ -79,7 +79,7 @@ class Recipe:
         return [
             stage("sources", "", "packages"),
             stage("space", "sources", "space vision colour"),
-            stage("nouns", "sources space", "nouns imagenet minilm teacher wordnet", "other_nouns"),
+            stage("nouns", "sources space", "nouns everyday everyday.txt imagenet minilm teacher wordnet", "other_nouns"),
             stage(
                 "text",
                 "sources nouns",

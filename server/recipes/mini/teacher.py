@@ -31,12 +31,17 @@ _NAMED = "artifact"  # of names, only those of buildings and other works: no per
 
 @dataclass(frozen=True)
 class Noun:
-    """A synset that the text tower learns: its names, and what kind of target it has."""
+    """Something that the text tower learns to name, and what kind of target it has.
 
-    offset: int
+    `shows` are the classes, by index, that are pictures of it. Of those in `may` it is not known.
+    """
+
+    offset: int  # of the synset; below 0 for everyday words
     names: tuple[str, ...]
     definition: str
-    kind: str  # "class", "above" a class, or "other"
+    kind: str  # "class", "above" a class, "everyday", or "other"
+    shows: tuple[int, ...] = ()
+    may: tuple[int, ...] = ()
 
 
 def leaves(wordnet: WordNet, classes: Sequence[ImageClass]) -> dict[int, list[int]]:

@@ -17,6 +17,7 @@ _RANKING_SCALE = 16.0
 _RANKING_WEIGHT = 0.5
 _WARM_UP = 50
 _LONGEST_DEFINITION = 90
+_KINDS = ("class", "class", "above", "everyday", "other", "other")  # a draw takes each as often
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class NounSampler:
         self._rng = rng
         self._by_kind = {
             kind: np.array([at for at, noun in enumerate(nouns) if noun.kind == kind])
-            for kind in ("class", "above", "other")
+            for kind in set(_KINDS)
         }
+        self._kinds = [kind for kind in _KINDS if len(self._by_kind[kind])]
 
     def draw(self, count: int) -> tuple[list[str], Tensor]:
         """`count` texts, and their targets (count, DIMENSION), normalized."""
@@ -80,7 +82,7 @@ class NounSampler:
         return written(self._name(at), self._rng, adjective=0.15), self._targets[at]
 
     def _noun(self) -> int:
-        kind = ("class", "class", "above", "other", "other")[self._rng.integers(5)]
+        kind = self._kinds[self._rng.integers(len(self._kinds))]
         return int(self._rng.choice(self._by_kind[kind]))
 
     def _name(self, at: int) -> str:

@@ -10,7 +10,7 @@ logarithm of the right label's score.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from server.recipes.mini.text import TextTower
 from server.recipes.mini.training import NounSampler, noun_loss, rate_factor
 from server.recipes.mini.vision import LITE0_FEATURES, Head
 
+_EVERYDAY = 0.5
 _SURE, _MAYBE = 0.5, 0.02  # Lite0's probability from which a name is right, and up to which it is wrong
 _START_SCALE = 20.0
 _RATE = 1e-3
@@ -35,6 +36,11 @@ _CLASS_SCALE = 28.0
 _HELD_NOUNS, _KEPT_NOUNS = 8_192, 384  # in all, and in a step
 _NAMED_CLASSES = 64
 _TOGETHER = 256
+_DROPPED = 0.0
+_NOISE = 0.0
+_DECAY = 0.01
+_NAMED_WEIGHT = 1.0
+_KEPT_WEIGHT = 2.0
 _KEPT_IMAGES = 3.0  # the weight of what a picture's class elements were before
 _PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 12, 64, 16, 16
 
@@ -49,15 +55,17 @@ class Photos:
 
 @dataclass(frozen=True)
 class Names:
-    """Nouns with classes: the classes of each (1000, nouns), and its target (nouns, DIMENSION).
+    """Nouns that classes show: `shows` and `may` are (1000, nouns), 1 where they do, targets (nouns, DIMENSION).
 
-    The first nouns are the classes themselves, in their order.
+    The first nouns are the classes themselves, in their order. `may` has the classes of `shows` as well.
     """
 
     nouns: Sequence[Noun]
-    covers: Tensor
+    shows: Tensor
+    may: Tensor
     targets: Tensor
-    class_words: Sequence[frozenset[str]]  # of each of the 1,000 classes, widened
+    class_words: Sequence[frozenset[str]]  # of each of the 1,000 classes: what is right, widened
+    class_may_words: Sequence[frozenset[str]]  # and what may be
 
 
 @dataclass(frozen=True)
@@ -82,11 +90,18 @@ class SetSampler:
         self._rng = np.random.default_rng([seed, 2])
         with torch.no_grad():
             probabilities = lite0(photos.features[:, 0]).softmax(dim=1)
-            self._photo_masses = probabilities @ names.covers
+            self._photo_nouns = known_by_mass(probabilities @ names.shows, probabilities @ names.may)
         self._sure_photo = probabilities.max(dim=1).values > _SURE
         self._noun_words = [content_words(noun.names[0]) for noun in names.nouns]
+        self._everyday = torch.tensor([noun.kind == "everyday" for noun in names.nouns])
         self._words = [content_words(phrase.text) for phrase in photos.known.phrases]
         self._right_phrases = [torch.nonzero(row == 1).flatten().numpy() for row in photos.known.right]
+        self._class_phrases = known_by_words(
+            *(
+                torch.from_numpy(agreement(self._words, words))
+                for words in (names.class_words, names.class_may_words)
+            )
+        )
         self._shade_names, self._shades = colour.named_shades()
 
     def draw(self) -> Sets:
@@ -96,35 +111,34 @@ class SetSampler:
         shown = rng.choice(count, size=min(_PHOTOS, count), replace=False)
         views = rng.integers(features.shape[1], size=len(shown))
         imagined, probabilities = self._imagined.draw(_IMAGINED)
-        masses = probabilities @ self._names.covers
+        named_by = known_by_mass(probabilities @ self._names.shows, probabilities @ self._names.may)
 
         said = [int(rng.choice(self._right_phrases[row])) for row in shown]
         said += [int(at) for at in rng.integers(len(known.phrases), size=_MORE_PHRASES)]
-        nouns = [self._noun_of(mass) for mass in masses]
+        nouns = [self._noun_of(known_nouns, mass) for known_nouns, mass in zip(named_by, probabilities, strict=True)]
         nouns += [int(at) for at in rng.integers(len(self._names.nouns), size=_MORE_NOUNS)]
 
-        class_words = [self._names.class_words[at] for at in probabilities.argmax(dim=1)]
-        imagined_phrases = known_by_words(
-            torch.from_numpy(agreement([self._words[at] for at in said], class_words))
-        )
+        imagined_phrases = self._class_phrases[probabilities.argmax(dim=1)]
         noun_words = torch.from_numpy(
             agreement([self._noun_words[at] for at in nouns], [known.words[at] for at in shown])
         )
-        photo_nouns = known_by_mass(self._photo_masses[shown][:, nouns])
+        photo_nouns = self._photo_nouns[shown][:, nouns]
         photo_nouns[~self._sure_photo[shown]] = photo_nouns[~self._sure_photo[shown]].clamp(max=0)
         photo_nouns[noun_words > 0] = -1
         photo_nouns[noun_words == 1] = 1
+        photo_phrases = known.right[shown].float()
         right = torch.cat(
             [
-                torch.cat([known.right[shown][:, said].float(), photo_nouns], dim=1),
-                torch.cat([imagined_phrases, known_by_mass(masses[:, nouns])], dim=1),
+                torch.cat([photo_phrases[:, said], photo_nouns, photo_phrases], dim=1),
+                torch.cat([imagined_phrases[:, said], named_by[:, nouns], imagined_phrases], dim=1),
             ]
         )
 
         texts = [self._phrase_as_written(known.phrases[at].text) for at in said]
+        rows = torch.arange(len(said), len(said) + len(nouns))
         texts += [written(self._name(at), rng) for at in nouns]
+        texts += [phrase.text for phrase in known.phrases]
         pictures = torch.cat([features[shown, views], imagined])
-        rows = torch.arange(len(said), len(texts))
         painted, colours, right_colours = self._painted()
         others = torch.from_numpy(rng.integers(probabilities.shape[1], size=_NAMED_CLASSES))
         named = torch.cat([probabilities.argmax(dim=1), others]).unique()
@@ -154,9 +168,11 @@ class SetSampler:
             shade = rng.choice(
                 [each for each, name in enumerate(self._shade_names) if name == colour.NAMES[own]]
             )
-            share = float(rng.uniform(0.3, 0.8))
-            features[at, LITE0_FEATURES:] *= 1 - share
-            features[at, LITE0_FEATURES:] += share * self._shades[shade]
+            middle = rng.uniform(0.4, 0.9)  # of the middle that is painted
+            shares = torch.full((colour.UNITS,), float(middle))
+            shares[: colour.PLAIN_UNITS] *= float(rng.uniform(0.3, 1.0))
+            features[at, LITE0_FEATURES:] *= 1 - shares
+            features[at, LITE0_FEATURES:] += shares * self._shades[shade]
             right[at, : len(colour.NAMES)] = 0
             right[at, own] = 1
             things = [
@@ -169,10 +185,13 @@ class SetSampler:
             texts += [written(f"{colour.NAMES[each]} {thing}", rng) for each in (own, other)]
         return features, texts, right
 
-    def _noun_of(self, mass: Tensor) -> int:
-        """A name that is right for an imagined feature, general ones as often as particular ones."""
-        right = torch.nonzero(mass > _SURE).flatten().numpy()
-        return int(self._rng.choice(right)) if len(right) else int(mass.argmax())
+    def _noun_of(self, known_nouns: Tensor, probabilities: Tensor) -> int:
+        """A name that is right for an imagined feature: often an everyday one, else a general or particular one."""
+        right = known_nouns == 1
+        if self._rng.random() < _EVERYDAY and (right & self._everyday).any():
+            right = right & self._everyday
+        rows = torch.nonzero(right).flatten().numpy()
+        return int(self._rng.choice(rows)) if len(rows) else int(probabilities.argmax())
 
     def _name(self, at: int) -> str:
         names = self._names.nouns[at].names
@@ -197,19 +216,19 @@ def blocks(first: Tensor, second: Tensor) -> Tensor:
     return both
 
 
-def known_by_mass(masses: Tensor) -> Tensor:
-    """What Lite0's probabilities say: 1 right, 0 wrong, -1 unknown."""
-    known = torch.full_like(masses, -1)
-    known[masses > _SURE] = 1
-    known[masses < _MAYBE] = 0
+def known_by_mass(shown: Tensor, may: Tensor) -> Tensor:
+    """What Lite0's probabilities say: 1 right, 0 wrong, -1 unknown. `may` is not less than `shown`."""
+    known = torch.full_like(shown, -1)
+    known[shown > _SURE] = 1
+    known[may < _MAYBE] = 0
     return known
 
 
-def known_by_words(shares: Tensor) -> Tensor:
-    """What shared words say: all shared is right, none shared is wrong, some is unknown."""
-    known = torch.full_like(shares, -1)
-    known[shares == 1] = 1
-    known[shares == 0] = 0
+def known_by_words(right: Tensor, may: Tensor) -> Tensor:
+    """What shares of words say: all are right is right, none may be is wrong, else unknown."""
+    known = torch.full_like(right, -1)
+    known[right == 1] = 1
+    known[may == 0] = 0
     return known
 
 
@@ -220,10 +239,9 @@ def set_loss(logits: Tensor, right: Tensor, generator: torch.Generator, smoothin
     """
     noise = torch.rand(logits.shape, generator=generator).to(logits.device)
     positive = (torch.where(right == 1, noise, torch.full_like(noise, -1.0))).argmax(dim=1)
-    # from two or three labels up to all
-    keep = torch.exp(torch.log(torch.tensor(0.02)) * torch.rand(len(logits), 1, generator=generator)).to(
-        logits.device
-    )
+    # from three wrong ones or so up to all
+    fewest = torch.tensor(min(1.0, 3 / logits.shape[1]))
+    keep = torch.exp(torch.log(fewest) * torch.rand(len(logits), 1, generator=generator)).to(logits.device)
     wrong = (right == 0) & (torch.rand(logits.shape, generator=generator).to(logits.device) < keep)
     counted = (right == 1).any(dim=1) & wrong.any(dim=1)
     if not counted.any():
@@ -264,7 +282,7 @@ def train_sets(
     anchor = copy.deepcopy(head)
     log_scale = nn.Parameter(torch.log(torch.tensor(_START_SCALE, device=device)))
     trained = [*tower.projection.parameters(), *head.parameters(), log_scale]
-    adam = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    adam = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.98), weight_decay=_DECAY)
     tokens = Remembered(tower)
     held_texts, held = nouns.draw(_HELD_NOUNS)
     held, held_tokens = held.to(device), tokens(held_texts)
@@ -275,6 +293,11 @@ def train_sets(
         features, right = sets.features.to(device), sets.right.to(device)
         predicted = tower.projection(tokens(sets.texts))
         texts = nn.functional.normalize(predicted)
+        if _DROPPED:
+            features = nn.functional.dropout(features, _DROPPED)
+        if _NOISE:
+            other = sampler._photos.features[torch.randint(len(sampler._photos.features), (len(features),), generator=generator), 0]
+            features = features + _NOISE * torch.rand(len(features), 1, generator=generator) * (other - sampler._photos.features[:, 0].mean(0))
         images = nn.functional.normalize(head(features))
         with torch.no_grad():
             before = nn.functional.normalize(anchor(features))
@@ -287,9 +310,9 @@ def train_sets(
         loss = loss + ranking_loss(imagined, probabilities, classes)
         names = nn.functional.normalize(tower.projection(tokens(sets.class_names)))
         among = probabilities[:, sets.named.to(device)]
-        loss = loss + ranking_loss(imagined, among / among.sum(dim=1, keepdim=True), names)
+        loss = loss + _NAMED_WEIGHT * ranking_loss(imagined, among / among.sum(dim=1, keepdim=True), names)
         kept = torch.randint(len(held), (_KEPT_NOUNS,), generator=generator).to(device)
-        loss = loss + 2 * noun_loss(tower.projection(held_tokens[kept]), held[kept], classes)
+        loss = loss + _KEPT_WEIGHT * noun_loss(tower.projection(held_tokens[kept]), held[kept], classes)
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -319,14 +342,32 @@ def cosine_of_classes(first: Tensor, second: Tensor) -> Tensor:
 
 
 def names_with_classes(
-    nouns: Sequence[Noun],
-    targets: Tensor,
-    below: Mapping[int, Sequence[int]],
-    class_words: Sequence[frozenset[str]],
+    nouns: Sequence[Noun], targets: Tensor, class_words: Sequence[frozenset[str]]
 ) -> Names:
-    """The nouns that have classes."""
-    kept = [at for at, noun in enumerate(nouns) if noun.offset in below]
-    covers = torch.zeros(len(class_words), len(kept))
+    """The nouns of which it is known what classes show them. `class_words` are those of each class itself."""
+    kept = [at for at, noun in enumerate(nouns) if noun.shows or noun.may]
+    shows, may = (torch.zeros(len(class_words), len(kept)) for _ in range(2))
+    right, perhaps = ([set(words) for words in class_words] for _ in range(2))
     for column, at in enumerate(kept):
-        covers[list(below[nouns[at].offset]), column] = 1.0
-    return Names([nouns[at] for at in kept], covers, targets[kept], class_words)
+        noun = nouns[at]
+        shows[list(noun.shows), column] = 1.0
+        may[[*noun.shows, *noun.may], column] = 1.0
+        if noun.kind == "everyday":
+            words = {word for name in noun.names for word in _only(content_words(name))}
+            for each in noun.shows:
+                right[each] |= words
+            for each in (*noun.shows, *noun.may):
+                perhaps[each] |= words
+    return Names(
+        [nouns[at] for at in kept],
+        shows,
+        may,
+        targets[kept],
+        [frozenset(words) for words in right],
+        [frozenset(words) for words in perhaps],
+    )
+
+
+def _only(words: frozenset[str]) -> frozenset[str]:
+    """The word of a name of one word. A word of a longer name says less than the name."""
+    return words if len(words) == 1 else frozenset()

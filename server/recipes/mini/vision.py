@@ -173,6 +173,7 @@ def vision_state(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
     """The state of `AlignVisionModel`, names without the prefix `vision_model.`."""
     state = {"embeddings.convolution.weight": _stem(lite0["_conv_stem.weight"])}
     state |= _norm(lite0, "_bn0", "embeddings.batchnorm", more=colour.CHANNELS)
+    state["embeddings.batchnorm.bias"][-colour.CHANNELS :] = colour.local_bias()
     for at in range(_LITE0_BLOCKS):
         state |= _lite0_block(lite0, at)
     return state | _pooling_block(lite0, head) | _hidden_block(head)
@@ -216,7 +217,8 @@ def _lite0_block(lite0: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
         state[f"{block}.expansion.expand_conv.weight"] = _beside(expand, carry, added, more)
         state |= _norm(lite0, f"{source}._bn0", f"{block}.expansion.expand_bn", more=added)
     inputs = (lite0[f"{source}._expand_conv.weight"].shape[1] if at else _STEM) + more
-    kernel = _averaging(depthwise.shape[-1], _stride(at)).expand(added, 1, -1, -1)
+    kernel = colour.averaging(depthwise.shape[-1], _stride(at), is_last=at == _LITE0_BLOCKS - 1)
+    kernel = kernel.repeat(added // more, 1, 1, 1)
     state |= {
         f"{block}.depthwise_conv.depthwise_conv.weight": torch.cat([depthwise, kernel]),
         f"{block}.projection.project_conv.weight": _beside(project, carry, more, added),
@@ -233,14 +235,6 @@ def _beside(weight: Tensor, carry: Tensor, outputs: int, inputs: int) -> Tensor:
     rows, columns = carry.shape
     wider[weight.shape[0] : weight.shape[0] + rows, weight.shape[1] : weight.shape[1] + columns, 0, 0] = carry
     return wider
-
-
-def _averaging(size: int, stride: int) -> Tensor:
-    """A kernel that keeps a pixel, or with stride 2 takes the mean of 2 x 2."""
-    kernel = torch.zeros(1, 1, size, size)
-    first = (size - stride) // 2
-    kernel[:, :, first : first + stride, first : first + stride] = 1 / stride**2
-    return kernel
 
 
 def _pooling_block(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
