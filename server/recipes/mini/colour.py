@@ -4,9 +4,9 @@ Eight channels next to Lite0's own hold how far each pixel is from grey in six d
 and a constant. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that remain,
 units look at them. The means of the units over the cells are features.
 
-The first units are the channels themselves. The others were fitted to names of colours, and look at the middle
-5 x 5 cells only, where the subject of a photograph mostly is: the last stage takes the mean of the constant over
-3 x 3 cells, which falls at the border, where zeros surround the map.
+The first units are the channels themselves, then units fitted to names of colours. The others are fitted
+likewise, but look at the middle 5 x 5 cells only, where the subject of a photograph mostly is: the last stage takes
+the mean of the constant over 3 x 3 cells, which falls at the border, where zeros surround the map.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 CHANNELS = 8
-UNITS = 32
+UNITS = 40
 NAMES = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
 )  # fmt: skip
 
-PLAIN_UNITS = 7  # the first ones, which look at all cells
+WHOLE_UNITS = 18  # the first ones, which look at all cells
 
+_PLAIN = 7  # channels without the constant
 _GAIN = 3.0  # the largest difference of two pixel values, 2, becomes 6
 _SHRINK = 16  # from the first map, 112 x 112, to the cells
 _CELLS = 7  # of the last map, each way
@@ -39,8 +40,7 @@ _HUES = ((42, "orange"), (68, "yellow"), (165, "green"), (260, "blue"), (300, "p
 # Neighbours on the wheel of colours: the difference to one colour tells it from the next.
 _GROUPS = (
     "red orange", "orange yellow", "orange brown", "yellow green", "green blue", "blue purple", "purple pink",
-    "red pink", "red brown", "black grey", "white grey", "black brown", "red orange yellow brown",
-    "red purple pink",
+    "red pink", "black grey", "white grey", "red orange yellow brown",
 )  # fmt: skip
 
 
@@ -86,21 +86,22 @@ def averaging(size: int, stride: int, is_last: bool) -> Tensor:
 
 @functools.cache
 def cell_units() -> tuple[Tensor, Tensor]:
-    """Weights (UNITS, CHANNELS) and biases (UNITS,): the plain ones, then colours, then groups.
+    """Weights (UNITS, CHANNELS) and biases (UNITS,).
 
     A colour's unit is fitted by ridge regression to be 3 for evenly spaced shades of that name, else 0.
     """
-    groups = [*NAMES, *_GROUPS]
+    groups = [*NAMES, *NAMES, *_GROUPS]
     wanted = torch.tensor(
         [[3.0 * (colour_name(*shade) in group.split()) for group in groups] for shade in _shades()]
     )
-    seen = _channels_of(_shades())[:, :PLAIN_UNITS].double()
+    seen = _channels_of(_shades())[:, :_PLAIN].double()
     inputs = torch.cat([seen, torch.ones(len(seen), 1, dtype=torch.float64)], dim=1)
-    gram = inputs.T @ inputs + _STRENGTH * len(seen) * torch.eye(PLAIN_UNITS + 1, dtype=torch.float64)
+    gram = inputs.T @ inputs + _STRENGTH * len(seen) * torch.eye(_PLAIN + 1, dtype=torch.float64)
     fitted = torch.linalg.solve(gram, inputs.T @ wanted.double()).T.float()
-    closed = torch.full((len(groups), 1), _CLOSED)
-    weight = torch.cat([torch.eye(PLAIN_UNITS, CHANNELS), torch.cat([fitted[:, :-1], closed], dim=1)])
-    return weight, torch.cat([torch.zeros(PLAIN_UNITS), fitted[:, -1] - _CLOSED * _CONSTANT])
+    closed = torch.full((len(groups),), _CLOSED)
+    closed[: len(NAMES)] = 0
+    weight = torch.cat([torch.eye(_PLAIN, CHANNELS), torch.cat([fitted[:, :-1], closed[:, None]], dim=1)])
+    return weight, torch.cat([torch.zeros(_PLAIN), fitted[:, -1] - _CONSTANT * closed])
 
 
 def named_shades() -> tuple[list[str], Tensor]:

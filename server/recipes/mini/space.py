@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from server.recipes.mini.vision import DIMENSION, FEATURES, LITE0_FEATURES
+from server.recipes.mini.vision import COLOURS, DIMENSION, FEATURES, LITE0_FEATURES
 
 CLASS_DIMENSION = 448  # the first elements of an embedding; the others are for what photographs teach
+_COLOUR_DIMENSION = 32
+_OTHER_DIMENSION = DIMENSION - CLASS_DIMENSION - _COLOUR_DIMENSION
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,15 @@ def with_free_elements(space: ImageSpace, photos: Tensor) -> ImageSpace:
     """
     mean = photos.mean(dim=0)
     centred = photos - mean
-    colours = centred.clone()
-    colours[:, :LITE0_FEATURES] = 0
-    basis = torch.linalg.qr(space.weight[:CLASS_DIMENSION].T.double())[0]
     others = centred.clone()
-    others[:, LITE0_FEATURES:] = 0
+    others[:, COLOURS] = 0
+    colours = centred - others
+    basis = torch.linalg.qr(space.weight[:CLASS_DIMENSION].T.double())[0]
     others = others.double() - others.double() @ basis @ basis.T
-    count = FEATURES - LITE0_FEATURES
     rows = torch.cat(
         [
             _signed(torch.linalg.svd(each.double(), full_matrices=False)[2][:size]).float()
-            for each, size in ((colours, count), (others, DIMENSION - CLASS_DIMENSION - count))
+            for each, size in ((colours, _COLOUR_DIMENSION), (others, _OTHER_DIMENSION))
         ]
     )
     spread = (centred @ rows.T).std(dim=0)

@@ -26,7 +26,7 @@ from server.recipes.mini.space import CLASS_DIMENSION
 from server.recipes.mini.teacher import Noun
 from server.recipes.mini.text import TextTower
 from server.recipes.mini.training import NounSampler, noun_loss, rate_factor
-from server.recipes.mini.vision import LITE0_FEATURES, Head
+from server.recipes.mini.vision import COLOURS, Head
 
 _EVERYDAY = 0.5
 _SURE, _MAYBE = 0.5, 0.02  # Lite0's probability from which a name is right, and up to which it is wrong
@@ -170,9 +170,8 @@ class SetSampler:
             )
             middle = rng.uniform(0.4, 0.9)  # of the middle that is painted
             shares = torch.full((colour.UNITS,), float(middle))
-            shares[: colour.PLAIN_UNITS] *= float(rng.uniform(0.3, 1.0))
-            features[at, LITE0_FEATURES:] *= 1 - shares
-            features[at, LITE0_FEATURES:] += shares * self._shades[shade]
+            shares[: colour.WHOLE_UNITS] *= float(rng.uniform(0.3, 1.0))
+            features[at, COLOURS] = features[at, COLOURS].lerp(self._shades[shade], shares)
             right[at, : len(colour.NAMES)] = 0
             right[at, own] = 1
             things = [

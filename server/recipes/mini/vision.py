@@ -2,7 +2,8 @@
 
 ALIGN has no place for a head, so two more stages hold it:
 
-* Stage 8 expands 320 channels to Lite0's 1,280 head features. Its depthwise kernel of 13 x 13 ones covers the
+* Stage 8 expands 320 channels to Lite0's 1,280 head features, and has a unit for each of the 320 as well: they
+  know more than the classifier looks at. Its depthwise kernel of 13 x 13 ones covers the
   whole 7 x 7 map from every position, so each position then holds the mean: pooling inside the network. Its
   projection is the first affine map of the head.
 * Stage 9 expands that to the hidden units, clipped by ReLU6, and its projection is the second affine map.
@@ -25,7 +26,9 @@ from server.recipes.mini import colour
 
 IMAGE_SIZE = 224
 LITE0_FEATURES = 1280
-FEATURES = LITE0_FEATURES + colour.UNITS
+COLOURS = slice(LITE0_FEATURES, LITE0_FEATURES + colour.UNITS)
+_LAST = 320  # channels of Lite0's last map
+FEATURES = COLOURS.stop + _LAST
 DIMENSION = 512
 HIDDEN_RATIO = 3
 
@@ -35,7 +38,7 @@ _MAP = IMAGE_SIZE // 32
 _OPEN_GATE = 20.0
 _LITE0_BLOCKS = 16
 _STEM = 32
-_WIDTHS = (_STEM, 16, 24, 40, 80, 112, 192, 320)  # channels of Lite0's maps
+_WIDTHS = (_STEM, 16, 24, 40, 80, 112, 192, _LAST)  # channels of Lite0's maps
 _KERNELS = (3, 3, 5, 3, 5, 5, 3)
 _STRIDES = (1, 2, 2, 2, 1, 2, 1)
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
@@ -62,7 +65,7 @@ def vision_config() -> AlignVisionConfig:
         depthwise_padding=[],
         strides=[*_STRIDES, 1, 1],
         num_block_repeats=[*_REPEATS, 1, 1],
-        expand_ratios=[*_EXPAND_RATIOS, LITE0_FEATURES // _WIDTHS[-1], HIDDEN_RATIO],
+        expand_ratios=[*_EXPAND_RATIOS, FEATURES // (_LAST + colour.CHANNELS), HIDDEN_RATIO],
         squeeze_expansion_ratio=0.001,
         hidden_act="relu6",
         hidden_dim=DIMENSION,
@@ -76,7 +79,7 @@ class Lite0(nn.Module):
     """EfficientNet-Lite0 itself, from its state as packaged, and colours: pixels -> pooled features.
 
     Pixels are (batch, 3, 224, 224), scaled to (value - 127) / 128; features are (batch, FEATURES), each in
-    0..6, Lite0's 1,280 before those of colours.
+    0..6: Lite0's 1,280, those of colours, and those of the last map.
     """
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
@@ -90,6 +93,7 @@ class Lite0(nn.Module):
                 (f"{block}._project_conv", f"{block}._bn2"),
             ]
         self._folded = {conv: folded(state, conv, norm) for conv, norm in convolutions}
+        self._last = last_units(state)
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +106,9 @@ class Lite0(nn.Module):
         x = self._convolved(pixels.contiguous(memory_format=torch.channels_last), "_conv_stem", stride=2)
         for at in range(_LITE0_BLOCKS):
             x = self._block(x, f"_blocks.{at}", at)
-        return torch.cat([self._convolved(x, "_conv_head").mean(dim=(2, 3)), colours], dim=1)
+        scale, shift = (each[:, None, None] for each in self._last)
+        last = (scale * x + shift).clamp(0, 6).mean(dim=(2, 3))
+        return torch.cat([self._convolved(x, "_conv_head").mean(dim=(2, 3)), colours, last], dim=1)
 
     def _block(self, x: Tensor, name: str, at: int) -> Tensor:
         inputs = x
@@ -179,6 +185,14 @@ def vision_state(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
     return state | _pooling_block(lite0, head) | _hidden_block(head)
 
 
+def last_units(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scale and shift of the units of the last map: three deviations of a channel fill 0..6."""
+    norm = f"_blocks.{_LITE0_BLOCKS - 1}._bn2"
+    spread = state[f"{norm}.weight"].abs()
+    scale = 1 / spread.clamp_min(0.05 * float(spread.max()))
+    return scale, 3 - scale * state[f"{norm}.bias"]
+
+
 def folded(state: Mapping[str, Tensor], conv: str, norm: str) -> tuple[Tensor, Tensor]:
     """A convolution and the batch norm after it as (weight, bias) of one convolution."""
     scale = state[f"{norm}.weight"] * (state[f"{norm}.running_var"] + _EPS).rsqrt()
@@ -240,12 +254,13 @@ def _beside(weight: Tensor, carry: Tensor, outputs: int, inputs: int) -> Tensor:
 def _pooling_block(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
     block = f"encoder.blocks.{_LITE0_BLOCKS}"
     units, bias = colour.cell_units()
-    expand = lite0["_conv_head.weight"]
-    wider = torch.zeros(FEATURES, _WIDTHS[-1] + colour.CHANNELS, 1, 1)
-    wider[:LITE0_FEATURES, : _WIDTHS[-1]] = expand
-    wider[LITE0_FEATURES:, _WIDTHS[-1] :, 0, 0] = units
-    norm = _norm(lite0, "_bn1", f"{block}.expansion.expand_bn", more=colour.UNITS)
-    norm[f"{block}.expansion.expand_bn.bias"][LITE0_FEATURES:] = bias
+    scale, shift = last_units(lite0)
+    wider = torch.zeros(FEATURES, _LAST + colour.CHANNELS, 1, 1)
+    wider[:LITE0_FEATURES, :_LAST] = lite0["_conv_head.weight"]
+    wider[COLOURS, _LAST:, 0, 0] = units
+    wider[COLOURS.stop :, :_LAST, 0, 0] = torch.diag(scale)
+    norm = _norm(lite0, "_bn1", f"{block}.expansion.expand_bn", more=FEATURES - LITE0_FEATURES)
+    norm[f"{block}.expansion.expand_bn.bias"][LITE0_FEATURES:] = torch.cat([bias, shift])
     state = {
         f"{block}.expansion.expand_conv.weight": wider,
         f"{block}.depthwise_conv.depthwise_conv.weight": torch.ones(FEATURES, 1, _POOL, _POOL),
