@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.recipes.mini.captions import Known, Photo, Phrase, known, phrases_of, recoloured
+from server.recipes.mini.captions import Known, Photo, Phrase, counted, known, phrases_of, recoloured
 from server.recipes.mini.meaning import Implications
 from server.recipes.mini.wordnet import WordNet
 
@@ -65,6 +65,39 @@ def test_a_place_is_judged_only_where_places_were_looked_at(all_known: Known) ->
 def test_words_that_a_photograph_implies_are_right(all_known: Known) -> None:
     """A man is a person."""
     assert _right(all_known, "a person running") == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("people", "text"),
+    [
+        (("old man", "man"), "one person"),
+        (("man", "woman"), "two people"),
+        (("couple",), "two people"),
+        (("group of people", "men"), "several people"),
+        (("three women",), "several people"),
+        (("crowd", "group of people"), "a crowd"),
+    ],
+)
+def test_tags_say_how_many_people_there_are(people: tuple[str, ...], text: str) -> None:
+    """One tag for the same person more does not make two."""
+    assert counted(people)[0] == text
+
+
+@pytest.mark.parametrize("people", [(), ("children",), ("man", "woman", "child")])
+def test_the_number_of_people_may_be_unknown(people: tuple[str, ...]) -> None:
+    """A plural says at least two."""
+    assert counted(people) == ()
+
+
+def test_another_number_of_people_is_wrong() -> None:
+    """Although `two people` and `one person` share the word `person`; without tags the number is not known."""
+    pair = Photo("d.jpg", ("two men",), (), ("men", "two people"))
+    untold = Photo("e.jpg", ("people in a street",), ("person",))
+
+    every = known([phrases_of(photo) for photo in (_RUNNER, pair, untold)], Implications(WordNet({}, {})))
+
+    assert _right(every, "one person") == [1, 0, -1]
+    assert _right(every, "two people") == [0, 1, -1]
 
 
 def test_the_same_photographs_are_held_out_whatever_others_there_are() -> None:

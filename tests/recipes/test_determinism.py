@@ -22,9 +22,9 @@ from server.recipes.mini.wordnet import WordNet
 
 _WORDS = ("a", "photo", "of", "dog", "cat", "animal", "red", "sofa", "the", "picture")
 _NOUNS = (
-    Noun(1, ("dog",), "an animal that barks", "class"),
-    Noun(2, ("cat",), "an animal that purrs", "class"),
-    Noun(3, ("animal",), "a living thing", "above"),
+    Noun(1, ("dog",), "an animal that barks", "class", (0,)),
+    Noun(2, ("cat",), "an animal that purrs", "class", (1,)),
+    Noun(3, ("animal",), "a living thing", "above", (0, 1)),
     Noun(4, ("sofa",), "a seat", "other"),
 )
 _SCHEDULE = training.Schedule(steps=1, batch=4, old_rate=1e-4, new_rate=1e-3)
@@ -56,7 +56,9 @@ def _trained_on_nouns(seed: int) -> str:
     tower = _tower()
     targets = nn.functional.normalize(_random(4, vision.DIMENSION))
     sampler = training.NounSampler(_NOUNS, targets, np.random.default_rng(seed))
-    training.train_nouns(tower, sampler, targets[:2], _SCHEDULE, lambda step, loss: None)
+    meanings = nn.functional.normalize(_random(len(_WORDS), text.WIDTH))
+    sentences = training.Sentences(_WORDS, meanings, seed)
+    training.train_nouns(tower, sampler, sentences, targets[:2], _SCHEDULE, lambda step, loss: None)
     return _weights_of(tower)
 
 
@@ -73,9 +75,7 @@ def _trained_on_sets(seed: int) -> str:
         known([phrases_of(photo) for photo in photos], Implications(WordNet({}, {}))),
     )
     targets = nn.functional.normalize(_random(4, vision.DIMENSION))
-    names = tuning.names_with_classes(
-        _NOUNS, targets, {1: [0], 2: [1], 3: [0, 1]}, [frozenset({"dog"}), frozenset({"cat"})]
-    )
+    names = tuning.names_with_classes(_NOUNS, targets, [frozenset({"dog"}), frozenset({"cat"})])
     classifier = nn.Linear(vision.FEATURES, 2)
     nn.init.normal_(classifier.weight, generator=torch.Generator().manual_seed(2))
     nn.init.zeros_(classifier.bias)

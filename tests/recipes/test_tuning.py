@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import torch
 
-from server.recipes.mini.tuning import blocks, known_by_mass, known_by_words, set_loss
+from server.recipes.mini.teacher import Noun
+from server.recipes.mini.tuning import blocks, known_by_mass, known_by_words, names_with_classes, set_loss
 
 
 def test_lite0_knows_only_what_it_is_sure_of() -> None:
-    """Right above a half, wrong below a fiftieth, else unknown."""
-    assert known_by_mass(torch.tensor([0.9, 0.01, 0.2])).tolist() == [1, 0, -1]
+    """Right above a half, wrong below a fiftieth with all that may be, else unknown."""
+    shown, may = torch.tensor([0.9, 0.01, 0.2, 0.0]), torch.tensor([0.9, 0.01, 0.2, 0.7])
+
+    assert known_by_mass(shown, may).tolist() == [1, 0, -1, -1]
 
 
-def test_a_phrase_that_shares_some_words_is_unknown() -> None:
-    """`a brown cat` may or may not fit a brown dog's photo."""
-    assert known_by_words(torch.tensor([1.0, 0.0, 0.5])).tolist() == [1, 0, -1]
+def test_a_phrase_of_which_some_words_are_right_is_unknown() -> None:
+    """`a brown cat` may or may not fit a brown dog's photo, and `kitchen` a picture of a cup."""
+    right, may = torch.tensor([1.0, 0.0, 0.5, 0.0]), torch.tensor([1.0, 0.0, 0.5, 1.0])
+
+    assert known_by_words(right, may).tolist() == [1, 0, -1, -1]
+
+
+def test_everyday_words_say_what_classes_show() -> None:
+    """An ox is a cow and no kitchen; of a cup on a table it is not known whether the table is in one."""
+    nouns = [
+        Noun(1, ("ox",), "", "class", (0,)),
+        Noun(2, ("cup",), "", "class", (1,)),
+        Noun(-1, ("cow", "farm animal"), "", "everyday", (0,)),
+        Noun(-2, ("kitchen",), "", "everyday", (), (1,)),
+        Noun(3, ("idea",), "", "other"),
+    ]
+
+    names = names_with_classes(nouns, torch.eye(5), [frozenset({"ox"}), frozenset({"cup"})])
+
+    assert [noun.names[0] for noun in names.nouns] == ["ox", "cup", "cow", "kitchen"]
+    assert names.shows.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0]]
+    assert names.may.tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
+    assert names.class_words == [frozenset({"ox", "cow"}), frozenset({"cup"})]
+    assert names.class_may_words == [frozenset({"ox", "cow"}), frozenset({"cup", "kitchen"})]
 
 
 def test_unknown_texts_have_no_part_in_the_loss() -> None:

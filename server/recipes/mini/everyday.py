@@ -24,7 +24,7 @@ class Everyday:
 def read(
     wordnet: WordNet, classes: Sequence[ImageClass], below: Mapping[int, Sequence[int]], path: Path = LIST
 ) -> list[Everyday]:
-    """Reads lines of `names | classes that show it | classes that may`. `<noun>` is every class below it.
+    """Reads lines of `names | classes that show it | classes that may`. `<noun>` is every class below it; `-` takes out.
 
     Raises `ValueError` for a class or a noun that does not exist.
     """
@@ -49,10 +49,14 @@ def _parsed(
     line: str, wordnet: WordNet, index: Mapping[str, Sequence[int]], below: Mapping[int, Sequence[int]]
 ) -> Everyday:
     names, shows, may = ([part.strip() for part in field.split(",")] for field in line.split("|"))
-    found = [
-        {at for each in field if each for at in _classes_of(each, wordnet, index, below)}
-        for field in (shows, may)
-    ]
+    found: list[set[int]] = [set(), set()]
+    for into, field in zip(found, (shows, may), strict=True):
+        for each in sorted(filter(None, field), key=lambda name: name.startswith("-")):
+            classes = _classes_of(each.removeprefix("-"), wordnet, index, below)
+            if each.startswith("-"):
+                into -= set(classes)
+            else:
+                into |= set(classes)
     return Everyday(tuple(names), tuple(sorted(found[0])), tuple(sorted(found[1] - found[0])))
 
 

@@ -83,8 +83,8 @@ class Recipe:
             stage(
                 "text",
                 "sources nouns",
-                "text_start phrases text vocabulary",
-                "vocabulary_size seed photographs",
+                "text_start phrases text vocabulary captions minilm",
+                "vocabulary_size seed device photographs",
             ),
             stage(
                 "training",
@@ -130,8 +130,10 @@ class Recipe:
 
     def _text(self, folders: Mapping[str, Path], out: Path) -> None:
         size, seed = self.options.vocabulary_size, self.options.seed
-        seen = (phrase.text for each in self._listed for phrase in captions.phrases_of(each.photo))
-        text_start.write(folders["sources"], folders["nouns"], out, size, seen, seed)
+        seen = [phrase.text for each in self._listed for phrase in captions.phrases_of(each.photo)]
+        text_start.write(
+            folders["sources"], folders["nouns"], out, size, seen, seed, self._device, self._progress.at
+        )
 
     def _training(self, folders: Mapping[str, Path], out: Path) -> None:
         listed, targets = nouns.read(folders["nouns"])
@@ -141,9 +143,11 @@ class Recipe:
         sampler = training.NounSampler(listed, targets, np.random.default_rng([self.options.seed, 1]))
         classes = load_file(folders["space"] / "space.safetensors")["classes"].to(self._device)
         steps = self.options.noun_steps
+        sentences, embeddings = text_start.read_sentences(folders["text"])
         training.train_nouns(
             tower,
             sampler,
+            training.Sentences(sentences, embeddings.to(self._device), self.options.seed),
             classes,
             training.Schedule(steps, self.options.batch, 3e-4, 8e-4, self.options.bfloat16),
             lambda step, loss: self._progress.at(step + 1, steps, f"(loss {loss:.3f})"),

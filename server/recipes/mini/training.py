@@ -1,4 +1,8 @@
-"""Teaches the text tower where nouns point: near the teacher's target, with its ranking of the classes."""
+"""Teaches the text tower where nouns point: near the teacher's target, with its ranking of the classes.
+
+Meanwhile MiniLM's embeddings of phrases must stay readable from what the projection gets, or the tower would forget
+what nouns do not need: numbers, actions, colours.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,11 @@ from torch import Tensor, nn
 
 from server.recipes.mini.phrases import written
 from server.recipes.mini.teacher import Noun
-from server.recipes.mini.text import TextTower
+from server.recipes.mini.text import WIDTH, TextTower
 
 _RANKING_SCALE = 16.0
 _RANKING_WEIGHT = 0.5
+_MEANING_WEIGHT = 1.0
 _WARM_UP = 50
 _LONGEST_DEFINITION = 90
 _KINDS = ("class", "class", "above", "everyday", "other", "other")  # a draw takes each as often
@@ -101,24 +106,43 @@ def noun_loss(predicted: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
     return (1 - cosine).mean() + _RANKING_WEIGHT * divergence
 
 
+class Sentences:
+    """Draws texts with MiniLM's embeddings of them, (texts, WIDTH), normalized."""
+
+    def __init__(self, texts: Sequence[str], embeddings: Tensor, seed: int) -> None:
+        self._texts, self._embeddings = texts, embeddings
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, count: int) -> tuple[list[str], Tensor]:
+        rows = torch.randint(len(self._texts), (count,), generator=self._generator)
+        return [self._texts[row] for row in rows.tolist()], self._embeddings[rows.to(self._embeddings.device)]
+
+
 def train_nouns(
     tower: TextTower,
     sampler: NounSampler,
+    sentences: Sentences,
     classes: Tensor,
     schedule: Schedule,
     report: Callable[[int, float], None],
 ) -> None:
     """Trains in place. `report` gets each step's number and loss."""
-    adam = optimizer(tower, schedule)
+    torch.manual_seed(0)
+    reader = nn.Linear(WIDTH, WIDTH, device=classes.device)
+    adam = optimizer(tower, schedule, list(reader.parameters()))
     rates = [group["lr"] for group in adam.param_groups]
     tower.train()
     for step in range(schedule.steps):
         for group, rate in zip(adam.param_groups, rates, strict=True):
             group["lr"] = rate * rate_factor(step, schedule.steps)
         texts, targets = sampler.draw(schedule.batch)
+        phrases, meanings = sentences.draw(schedule.batch // 2)
         with torch.autocast(classes.device.type, torch.bfloat16, enabled=schedule.bfloat16):
-            predicted = tower(texts)
+            hidden = tower.first_token([*texts, *phrases])
+            predicted = tower.projection(hidden[: len(texts)])
+            read = reader(hidden[len(texts) :])
         loss = noun_loss(predicted.float(), targets.to(classes.device), classes)
+        loss = loss + _MEANING_WEIGHT * (1 - nn.functional.cosine_similarity(read.float(), meanings)).mean()
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)

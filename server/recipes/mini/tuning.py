@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from server.recipes.mini import colour
-from server.recipes.mini.captions import Known
+from server.recipes.mini.captions import Known, recoloured
 from server.recipes.mini.imagined import Imagined
 from server.recipes.mini.meaning import agreement, content_words
 from server.recipes.mini.phrases import TEMPLATES, filled, written
@@ -42,7 +43,8 @@ _DECAY = 0.01
 _NAMED_WEIGHT = 1.0
 _KEPT_WEIGHT = 2.0
 _KEPT_IMAGES = 3.0  # the weight of what a picture's class elements were before
-_PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 64, 12, 64, 16, 16
+_PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 96, 12, 64, 16, 16
+_OF_EACH_KIND, _RECOLOURED = 128, 2
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Sets:
     features: Tensor
     texts: list[str]
     right: Tensor
-    classes: Tensor  # Lite0's probabilities of all classes for each imagined feature, which come last
+    classes: Tensor  # Lite0's probabilities of all classes for the photographs and imagined features, which come last
     noun_rows: Tensor  # which texts are names
     noun_targets: Tensor
     named: Tensor  # some classes, those of the imagined features among them
@@ -89,7 +91,8 @@ class SetSampler:
         self._photos, self._names, self._imagined = photos, names, imagined
         self._rng = np.random.default_rng([seed, 2])
         with torch.no_grad():
-            probabilities = lite0(photos.features[:, 0]).softmax(dim=1)
+            self._photo_classes = lite0(photos.features).softmax(dim=-1)
+            probabilities = self._photo_classes[:, 0]
             self._photo_nouns = known_by_mass(probabilities @ names.shows, probabilities @ names.may)
         self._sure_photo = probabilities.max(dim=1).values > _SURE
         self._noun_words = [content_words(noun.names[0]) for noun in names.nouns]
@@ -102,7 +105,18 @@ class SetSampler:
                 for words in (names.class_words, names.class_may_words)
             )
         )
+        said = np.flatnonzero((photos.known.right == 1).any(dim=0).numpy())
+        self._by_kind = {
+            kind: np.array([at for at in said if photos.known.phrases[at].kind == kind])
+            for kind in sorted({phrase.kind for phrase in photos.known.phrases})
+        }
+        self._place = {phrase: at for at, phrase in enumerate(photos.known.phrases)}
         self._shade_names, self._shades = colour.named_shades()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The best name of each class."""
+        return [noun.names[0] for noun in self._names.nouns[: self._names.shows.shape[0]]]
 
     def draw(self) -> Sets:
         """One step."""
@@ -126,18 +140,20 @@ class SetSampler:
         photo_nouns[~self._sure_photo[shown]] = photo_nouns[~self._sure_photo[shown]].clamp(max=0)
         photo_nouns[noun_words > 0] = -1
         photo_nouns[noun_words == 1] = 1
-        photo_phrases = known.right[shown].float()
+        written_out = len(said)
+        said += self._others(shown)
+        photo_phrases = known.right[shown][:, said].float()
         right = torch.cat(
             [
-                torch.cat([photo_phrases[:, said], photo_nouns, photo_phrases], dim=1),
-                torch.cat([imagined_phrases[:, said], named_by[:, nouns], imagined_phrases], dim=1),
+                torch.cat([photo_phrases, photo_nouns], dim=1),
+                torch.cat([imagined_phrases[:, said], named_by[:, nouns]], dim=1),
             ]
         )
 
-        texts = [self._phrase_as_written(known.phrases[at].text) for at in said]
+        texts = [self._phrase_as_written(known.phrases[at].text) for at in said[:written_out]]
+        texts += [known.phrases[at].text for at in said[written_out:]]
         rows = torch.arange(len(said), len(said) + len(nouns))
         texts += [written(self._name(at), rng) for at in nouns]
-        texts += [phrase.text for phrase in known.phrases]
         pictures = torch.cat([features[shown, views], imagined])
         painted, colours, right_colours = self._painted()
         others = torch.from_numpy(rng.integers(probabilities.shape[1], size=_NAMED_CLASSES))
@@ -146,12 +162,23 @@ class SetSampler:
             torch.cat([painted, pictures]),
             [*texts, *colours],
             blocks(right_colours, right),
-            probabilities,
+            torch.cat([self._photo_classes[shown, views], probabilities]),
             rows,
             self._names.targets[nouns],
             named,
             [written(self._name(at), rng) for at in named.tolist()],
         )
+
+    def _others(self, shown: NDArray[np.int64]) -> list[int]:
+        """More phrases for all pictures: some of each kind, and other colours of the things that are shown."""
+        rng, known = self._rng, self._photos.known
+        found = [int(at) for rows in self._by_kind.values() for at in rng.permutation(rows)[:_OF_EACH_KIND]]
+        for row in shown:
+            coloured = [at for at in self._right_phrases[row] if known.phrases[at].kind == "colour"]
+            if coloured:
+                others = recoloured(known.phrases[rng.choice(coloured)])
+                found += [self._place[others[at]] for at in rng.permutation(len(others))[:_RECOLOURED]]
+        return found
 
     def _painted(self) -> tuple[Tensor, list[str], Tensor]:
         """Photographs of which a part is painted in one colour, texts with colours, and which are right.
@@ -285,6 +312,7 @@ def train_sets(
     tokens = Remembered(tower)
     held_texts, held = nouns.draw(_HELD_NOUNS)
     held, held_tokens = held.to(device), tokens(held_texts)
+    name_tokens = tokens(sampler.class_names)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = _RATE * rate_factor(step, steps)
@@ -305,11 +333,13 @@ def train_sets(
         targets = nn.functional.normalize(sets.noun_targets).to(device)
         loss = loss + 0.5 * noun_loss(predicted[sets.noun_rows], targets, classes)
         loss = loss + _KEPT_IMAGES * (1 - cosine_of_classes(images, before)).mean()
-        imagined, probabilities = images[-len(sets.classes) :], sets.classes.to(device)
-        loss = loss + ranking_loss(imagined, probabilities, classes)
+        ranked, probabilities = images[-len(sets.classes) :], sets.classes.to(device)
+        loss = loss + ranking_loss(ranked, probabilities, classes)
+        every = nn.functional.normalize(tower.projection(name_tokens))
+        loss = loss + _NAMED_WEIGHT * ranking_loss(ranked, probabilities, every)
         names = nn.functional.normalize(tower.projection(tokens(sets.class_names)))
         among = probabilities[:, sets.named.to(device)]
-        loss = loss + _NAMED_WEIGHT * ranking_loss(imagined, among / among.sum(dim=1, keepdim=True), names)
+        loss = loss + _NAMED_WEIGHT * ranking_loss(ranked, among / among.sum(dim=1, keepdim=True), names)
         kept = torch.randint(len(held), (_KEPT_NOUNS,), generator=generator).to(device)
         loss = loss + _KEPT_WEIGHT * noun_loss(tower.projection(held_tokens[kept]), held[kept], classes)
         adam.zero_grad()
