@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
 from tests.model.conftest import PHOTOS
+from tests.model.tiny import tiny_model, write_tiny_checkpoint
 
 pytestmark = pytest.mark.model
 
@@ -345,6 +347,21 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
     assert int8.info.dtype == "int8"
     assert int8.info.fingerprint != mini.checkpoint.fingerprint(runtime="openvino", dtype="int8")
     assert min(image_cosine, text_cosine) > 0.99
+
+
+@pytest.mark.long
+def test_the_last_blocks_stay_in_float32(tmp_path):
+    """All blocks before the last two are quantized."""
+    pytest.importorskip("nncf")
+    model = tiny_model()
+    checkpoint = resolve_checkpoint(str(write_tiny_checkpoint(tmp_path / "tiny", model)))
+
+    _load_int8(checkpoint, tmp_path / "cache")
+
+    (image,) = (tmp_path / "cache").rglob("image.xml")
+    names = re.findall(r'name="([^"]*)" type="FakeQuantize"', image.read_text())
+    blocks = {int(number) for name in names for number in re.findall(r"blocks\.(\d+)\.", name)}
+    assert blocks == set(range(len(model.vision_model.encoder.blocks) - 2))
 
 
 @pytest.mark.long
