@@ -337,7 +337,7 @@ def _load_int8(checkpoint, cache_dir, min_cosine_similarity=0.0):
 
 @pytest.mark.long
 def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
-    """Embeddings in int8 deviate by only a few degrees, and have another fingerprint."""
+    """How near depends on the weights. The fingerprint is another one."""
     images = [int8.preprocess_image(content) for content in photos.values()]
     texts = [int8.tokenize("a photo of a cat", truncate=False).token_ids]
 
@@ -346,7 +346,8 @@ def test_int8_stays_near_on_images_like_those_it_has_seen(int8, mini, photos):
 
     assert int8.info.dtype == "int8"
     assert int8.info.fingerprint != mini.checkpoint.fingerprint(runtime="openvino", dtype="int8")
-    assert min(image_cosine, text_cosine) > 0.99
+    assert text_cosine > 0.99
+    assert image_cosine > 0.9  # with depthwise convolutions or the last blocks in int8 it would be 0.7
 
 
 @pytest.mark.long
