@@ -146,7 +146,7 @@ def _size(weights: Path) -> dict[str, int]:
 
 
 def _milliseconds(client: Client, photographs: Path) -> dict[str, float]:
-    """Returns the medians of the times in the model, of one image and of one text alone."""
+    """Returns the medians of the times in the model, of calls with one image and with one text."""
     questions = [json.loads(line) for line in QUESTIONS.read_text("utf-8").splitlines()]
     images = sorted({photographs / question["image"] for question in questions})[:_TIMED]
     texts = sorted({label for question in questions for label in question["labels"]})[:_TIMED]

@@ -100,8 +100,8 @@ def _quantized(image: Any, text: Any, pixels: NDArray[np.uint8]) -> tuple[Any, A
     groups, which measures five times as accurate as calibrated ranges, and equally fast. OpenVINO does this
     only for matrix products, so the convolutions of the image tower need calibrated ranges. Its stem and its
     depthwise convolutions, whose channels differ widely in range, stay in float32: in int8, embeddings of
-    unseen photos deviate by 43 degrees; with those layers in float32, by 3. The last blocks and the pooling stay
-    in float32 too: no layer after them evens out their errors, so they are those of the embedding.
+    unseen photos deviate by 43 degrees; with those layers in float32, by 3. The last blocks and the pooling
+    stay in float32 too: no layer after them evens out their errors, so they are those of the embedding.
     """
     import nncf  # only int8 needs it
 
