@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 from deploy.docs import proto_reference
 from deploy.docs.pages import ROOT, SOURCE, pages
 
+_PICTURES = ("deploy/grafana/*.png", "*/docs/*.webp", "server/recipes/*/*.svg")
 # A link or an image, without its title. One link's target may be in the text of an enclosing link.
 _LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -27,7 +28,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for file in list(files):
         if file.abs_src_path and Path(file.abs_src_path).is_relative_to(config.docs_dir):
             files.remove(file)
-    for path in [*pages(), *ROOT.glob("deploy/grafana/*.png"), *ROOT.glob("*/docs/*.webp")]:
+    pictures = (path for pattern in _PICTURES for path in ROOT.glob(pattern))
+    for path in [*pages(), *pictures]:
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     files.append(File.generated(config, "protos/reference.md", content=proto_reference.reference()))
     return files

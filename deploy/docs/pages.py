@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOURCE = "https://github.com/alignserve/alignserve/blob/main"
 
-_SKIPPED = {"node_modules", "site", "build", "dist"}
+_SKIPPED = {"node_modules", "site", "build", "dist", "prepared"}  # a prepared checkpoint has copies
 
 
 def pages() -> list[Path]:

@@ -1,4 +1,4 @@
-"""Writes the tables of the pages that are generated from the code.
+"""Writes the tables of the pages that are generated: from the code, and from measured.json.
 
 python -m deploy.docs.tables            write them
 python -m deploy.docs.tables --check    exit 1 if one differs
@@ -25,6 +25,7 @@ from alignserve_server.settings import GROUPS, Settings
 
 from deploy.docs.pages import ROOT, pages
 from deploy.docs.registered import levels, metrics
+from server.recipes.mini import card
 
 _BLOCK = re.compile(r"(^<!-- table: ([^\n]*) -->\n).*?(^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 _Rows = Sequence[Sequence[str]]
@@ -128,6 +129,10 @@ def _fields(table: str, _: Sequence[str]) -> str:
     )
 
 
+def _measured(name: str, _: Sequence[str]) -> str:
+    return card.TABLES[name](card.read())
+
+
 def _first_sentence(kind: type) -> str:
     return " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
 
@@ -143,6 +148,7 @@ TABLES: dict[str, Callable[[Sequence[str]], str]] = {
     "events": _events,
     "errors": _errors,
     **{f"fields-{table}": partial(_fields, table) for table in FIELD_TABLES},
+    **{name: partial(_measured, name) for name in card.TABLES},
 }
 
 

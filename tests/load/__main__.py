@@ -35,6 +35,7 @@ from tests.load import (
 )
 from tests.load.measuring import Plan
 from tests.load.peers import environments
+from tests.load.processor import processor
 from tests.load.report import Section, summary
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -111,7 +112,7 @@ def _heading(plan: Plan, sections: list[str]) -> str:
     )
     date = datetime.now(UTC).date()
     return (
-        f"# Measurements\n\n`{command}`, {date}, {_processor()}, Python {platform.python_version()}, "
+        f"# Measurements\n\n`{command}`, {date}, {processor()}, Python {platform.python_version()}, "
         f"{_software()}.\n\n"
         f"Load average before the run: {os.getloadavg()[0]:.1f}. Client and server share this machine. "
         "Figures are medians of the rounds; compare them only within a section."
@@ -126,13 +127,6 @@ def _software() -> str:
         except PackageNotFoundError:
             continue
     return ", ".join([*found, *environments.versions()])
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else ():
-        if line.startswith("model name"):
-            return f"{os.cpu_count()} cores of {line.split(':', 1)[1].strip()}"
-    return f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -144,8 +144,8 @@ def test_a_pointwise_convolution_equals_torchs(dtype):
 
 @pytest.mark.parametrize(
     ("side", "stride", "padding"),
-    [(3, 1, [1, 1, 1, 1]), (5, 2, [1, 2, 1, 2]), (3, 2, [0, 1, 0, 1])],
-    ids=["same", "five", "stride"],
+    [(3, 1, [1, 1, 1, 1]), (5, 2, [1, 2, 1, 2]), (3, 2, [0, 1, 0, 1]), (13, 1, [6, 6, 6, 6])],
+    ids=["same", "five", "stride", "wider than the map"],
 )
 def test_a_depthwise_convolution_equals_torchs(side, stride, padding, monkeypatch):
     """Also with padding on one side only; its partial sums are those of its output."""

@@ -136,7 +136,7 @@ def _reduced(checkpoint, runtime_name, dtype, cache_dir):
 
 @pytest.mark.parametrize("name", ["cat", "coffee", "rocket"])
 def test_the_embedded_checkpoint_knows_the_photos(mini, photos, name):
-    """Zero-shot on a real photo is right, with a score of at least 0.9."""
+    """The best of eight labels for a real photo is right."""
     labels = ["cat", "dog", "coffee", "rocket", "motorcycle", "horse", "flower", "person"]
     texts = embed_texts(mini.encoder, [f"a photo of a {label}." for label in labels])
     image = embed_images(mini.encoder, [photos[name]])
@@ -144,4 +144,3 @@ def test_the_embedded_checkpoint_knows_the_photos(mini, photos, name):
     ((best,),) = score_images(image, texts, mini.encoder.info.temperature, top_k=1)
 
     assert labels[best.label_index] == name
-    assert best.score >= 0.9

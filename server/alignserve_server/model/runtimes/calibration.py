@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from alignserve_server.errors import InvalidArgument
 from alignserve_server.model.encoder import PixelValues
 
+LAYERS = b"2"
+"""Version of the choice of layers that `openvino_conversion` quantizes: others give other vectors."""
+
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _MAX_IMAGES = 300  # more images hardly change the ranges
 
@@ -40,12 +43,12 @@ class CalibrationImages:
 
     @cached_property
     def digest(self) -> str:
-        """Returns a digest of the files' contents, as 16 hexadecimal digits.
+        """Returns a digest of the files' contents and the choice of layers, as 16 hexadecimal digits.
 
         Raises:
             ValueError: A file cannot be read.
         """
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(LAYERS)
         for file in self._files:
             digest.update(hashlib.sha256(_content(file)).digest())
         return digest.hexdigest()[:16]

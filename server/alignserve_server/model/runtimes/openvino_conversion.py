@@ -6,6 +6,7 @@ python -m alignserve_server.model.runtimes.openvino_conversion CHECKPOINT FOLDER
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import threading
@@ -25,6 +26,9 @@ from alignserve_server.model.runtimes import network as networks
 from alignserve_server.model.runtimes.network import Network
 from alignserve_server.model.runtimes.openvino_quiet import ov
 from alignserve_server.model.runtimes.runtime import Rescaling
+
+_LAST_BLOCKS = 2  # of the image tower; another number needs another `calibration.LAYERS`
+_BLOCK = re.compile(r"\.blocks\.(\d+)\.")
 
 
 def convert(checkpoint: Path, folder: Path) -> None:
@@ -96,16 +100,29 @@ def _quantized(image: Any, text: Any, pixels: NDArray[np.uint8]) -> tuple[Any, A
     groups, which measures five times as accurate as calibrated ranges, and equally fast. OpenVINO does this
     only for matrix products, so the convolutions of the image tower need calibrated ranges. Its stem and its
     depthwise convolutions, whose channels differ widely in range, stay in float32: in int8, embeddings of
-    unseen photos deviate by 43 degrees; with those layers in float32, by 3.
+    unseen photos deviate by 43 degrees; with those layers in float32, by 3. The last blocks and the pooling
+    stay in float32 too: no layer after them evens out their errors, so they are those of the embedding.
     """
     import nncf  # only int8 needs it
 
     dataset = nncf.Dataset(pixels, lambda image_pixels: [image_pixels[None]])
-    in_float32 = nncf.IgnoredScope(types=["GroupConvolution"], patterns=[r".*vision_model\.embeddings\..*"])
+    in_float32 = nncf.IgnoredScope(
+        types=["GroupConvolution"],
+        patterns=[
+            r".*\.vision_model\.(embeddings|pooler)\W.*",
+            *(rf".*\.blocks\.{number}\..*" for number in _last_blocks(image)),
+        ],
+    )
     return (
         nncf.quantize(image, dataset, subset_size=len(pixels), ignored_scope=in_float32),
         nncf.compress_weights(text, mode=nncf.CompressWeightsMode.INT8_SYM),
     )
+
+
+def _last_blocks(image: Any) -> list[int]:
+    """Returns the numbers of the last blocks."""
+    names = (operation.get_friendly_name() for operation in image.get_ops())
+    return sorted({int(found[1]) for name in names if (found := _BLOCK.search(name))})[-_LAST_BLOCKS:]
 
 
 class _ImageTower(nn.Module):

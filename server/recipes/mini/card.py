@@ -1,0 +1,105 @@
+"""The tables of the embedded checkpoint's card, from what `measure` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+MEASURED = Path(__file__).parent / "measured.json"
+PLOT = Path(__file__).parent / "reliability.svg"
+
+_Figures: TypeAlias = Mapping[str, Any]  # as JSON has them
+_Row: TypeAlias = tuple[str, Callable[[_Figures], str]]
+
+
+def read() -> dict[str, Any]:
+    """Returns what was measured."""
+    measured: dict[str, Any] = json.loads(MEASURED.read_text("utf-8"))
+    return measured
+
+
+def with_first_answer(page: str, answer: str) -> str:
+    """Returns a page with the block of text that shows the first answer replaced by this one."""
+    start = page.index("\n", page.index(f"```text\n{answer.partition(':')[0]}:")) + 1
+    return page[:start] + answer + page[page.index("```", start) :]
+
+
+def _columns(measured: _Figures) -> dict[str, _Figures]:
+    """The figures of this checkpoint, and those of an earlier one, if there are any."""
+    found = {"now": measured["figures"], "before": measured["former"]}
+    return {name: figures for name, figures in found.items() if figures is not None}
+
+
+def _size(measured: _Figures) -> str:
+    where = f"Measured on {measured['machine']}, busy with other work, {measured['date']}."
+    return f"{_facts(_SIZE, measured)}\n{where}\n"
+
+
+def _questions(measured: _Figures) -> str:
+    columns = _columns(measured)
+    answers = [figures["questions"] for figures in columns.values()]
+    kinds = [
+        (kind, str(asked["count"]), *(str(each[kind]["right"]) for each in answers))
+        for kind, asked in answers[0].items()
+    ]
+    return _table(("kind", "questions", *(f"right {name}" for name in columns)), [*kinds, _total(answers)])
+
+
+def _total(answers: Sequence[_Figures]) -> tuple[str, ...]:
+    asked = [sum(kind["count"] for kind in each.values()) for each in answers]
+    right = [sum(kind["right"] for kind in each.values()) for each in answers]
+    shares = [f"**{good} ({good / count:.1%})**" for good, count in zip(right, asked, strict=True)]
+    return ("**all**", f"**{asked[0]}**", *shares)
+
+
+def _facts(rows: Sequence[_Row], measured: _Figures) -> str:
+    columns = _columns(measured)
+    return _table(("", *columns), [(name, *map(value, columns.values())) for name, value in rows])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    aligned = ["---", *["--:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, aligned, *rows))
+
+
+def _in_megabytes(name: str) -> Callable[[_Figures], str]:
+    return lambda figures: f"{figures[name] / 1e6:.1f} MB"
+
+
+def _in_milliseconds(name: str) -> Callable[[_Figures], str]:
+    return lambda figures: f"{figures['milliseconds'][name]:.1f} ms"
+
+
+def _sure_and_wrong(figures: _Figures) -> str:
+    calibration = figures["calibration"]
+    return f"{calibration['sure_and_wrong']} of {calibration['sure']}"
+
+
+def _of_imagenet(name: str) -> Callable[[_Figures], str]:
+    return lambda figures: "" if figures["imagenet"] is None else f"{figures['imagenet'][name]:.1%}"
+
+
+_SIZE: tuple[_Row, ...] = (
+    ("weights, in float16", _in_megabytes("weight_bytes")),
+    ("parameters", lambda figures: f"{figures['parameters'] / 1e6:.1f} million"),
+    ("temperature", lambda figures: f"{figures['temperature']:.4f}"),
+    ("one image in the model", _in_milliseconds("image")),
+    ("one text in the model", _in_milliseconds("text")),
+)
+_SCORES: tuple[_Row, ...] = (
+    ("mean score", lambda figures: f"{figures['calibration']['mean_score']:.3f}"),
+    ("expected calibration error", lambda figures: f"{figures['calibration']['error']:.3f}"),
+    ("wrong answers among those above 0.9", _sure_and_wrong),
+    ("ImageNet's sample photographs among all names, top-1", _of_imagenet("top_1")),
+    ("the same, top-5", _of_imagenet("top_5")),
+)
+
+TABLES: dict[str, Callable[[_Figures], str]] = {
+    "mini-size": _size,
+    "mini-questions": _questions,
+    "mini-scores": partial(_facts, _SCORES),
+}
+"""By name: what a page puts between markers, in Markdown."""
