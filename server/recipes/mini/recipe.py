@@ -40,7 +40,7 @@ class Options:
     other_nouns: int = 9_000
     vocabulary_size: int = 7_000
     noun_steps: int = 800
-    set_steps: int = 300
+    set_steps: int = 600
     views: int = 4
     batch: int = 256
     bfloat16: bool = False

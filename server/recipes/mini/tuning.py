@@ -37,11 +37,7 @@ _CLASS_SCALE = 28.0
 _HELD_NOUNS, _KEPT_NOUNS = 8_192, 384  # in all, and in a step
 _NAMED_CLASSES = 64
 _TOGETHER = 256
-_DROPPED = 0.0
-_NOISE = 0.0
-_DECAY = 0.01
-_NAMED_WEIGHT = 1.0
-_KEPT_WEIGHT = 2.0
+_HELD_WEIGHT = 2.0
 _KEPT_IMAGES = 3.0  # the weight of what a picture's class elements were before
 _PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 96, 12, 64, 16, 16
 _OF_EACH_KIND, _RECOLOURED = 128, 2
@@ -308,7 +304,7 @@ def train_sets(
     anchor = copy.deepcopy(head)
     log_scale = nn.Parameter(torch.log(torch.tensor(_START_SCALE, device=device)))
     trained = [*tower.projection.parameters(), *head.parameters(), log_scale]
-    adam = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.98), weight_decay=_DECAY)
+    adam = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     tokens = Remembered(tower)
     held_texts, held = nouns.draw(_HELD_NOUNS)
     held, held_tokens = held.to(device), tokens(held_texts)
@@ -320,11 +316,6 @@ def train_sets(
         features, right = sets.features.to(device), sets.right.to(device)
         predicted = tower.projection(tokens(sets.texts))
         texts = nn.functional.normalize(predicted)
-        if _DROPPED:
-            features = nn.functional.dropout(features, _DROPPED)
-        if _NOISE:
-            other = sampler._photos.features[torch.randint(len(sampler._photos.features), (len(features),), generator=generator), 0]
-            features = features + _NOISE * torch.rand(len(features), 1, generator=generator) * (other - sampler._photos.features[:, 0].mean(0))
         images = nn.functional.normalize(head(features))
         with torch.no_grad():
             before = nn.functional.normalize(anchor(features))
@@ -336,12 +327,12 @@ def train_sets(
         ranked, probabilities = images[-len(sets.classes) :], sets.classes.to(device)
         loss = loss + ranking_loss(ranked, probabilities, classes)
         every = nn.functional.normalize(tower.projection(name_tokens))
-        loss = loss + _NAMED_WEIGHT * ranking_loss(ranked, probabilities, every)
+        loss = loss + ranking_loss(ranked, probabilities, every)
         names = nn.functional.normalize(tower.projection(tokens(sets.class_names)))
         among = probabilities[:, sets.named.to(device)]
-        loss = loss + _NAMED_WEIGHT * ranking_loss(ranked, among / among.sum(dim=1, keepdim=True), names)
+        loss = loss + ranking_loss(ranked, among / among.sum(dim=1, keepdim=True), names)
         kept = torch.randint(len(held), (_KEPT_NOUNS,), generator=generator).to(device)
-        loss = loss + _KEPT_WEIGHT * noun_loss(tower.projection(held_tokens[kept]), held[kept], classes)
+        loss = loss + _HELD_WEIGHT * noun_loss(tower.projection(held_tokens[kept]), held[kept], classes)
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

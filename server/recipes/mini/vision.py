@@ -11,7 +11,8 @@ ALIGN has no place for a head, so two more stages hold it:
 Squeeze-and-excitation, which Lite0 lacks, is neutral: weight 0, bias 20, and sigmoid(20) is 1 in float32.
 
 Every stage is 8 channels wider than Lite0's. These carry colours to stage 8, as `colour.py` says; Lite0's own
-channels do not see them.
+channels do not see them. Between blocks they are multiplied by 8, so that their range is nearer to that of Lite0's:
+a map in int8 has one scale.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _KERNELS = (3, 3, 5, 3, 5, 5, 3)
 _STRIDES = (1, 2, 2, 2, 1, 2, 1)
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
 _EXPAND_RATIOS = (1, 6, 6, 6, 6, 6, 6)
+_RISE = 8.0
 _FIRST_BLOCKS = tuple(sum(_REPEATS[:stage]) for stage in range(len(_REPEATS)))
 
 
@@ -228,14 +230,14 @@ def _lite0_block(lite0: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
     if at > 0:
         expand = lite0[f"{source}._expand_conv.weight"]
         added = more * (len(expand) // expand.shape[1])
-        state[f"{block}.expansion.expand_conv.weight"] = _beside(expand, carry, added, more)
+        state[f"{block}.expansion.expand_conv.weight"] = _beside(expand, carry / _RISE, added, more)
         state |= _norm(lite0, f"{source}._bn0", f"{block}.expansion.expand_bn", more=added)
     inputs = (lite0[f"{source}._expand_conv.weight"].shape[1] if at else _STEM) + more
     kernel = colour.averaging(depthwise.shape[-1], _stride(at), is_last=at == _LITE0_BLOCKS - 1)
     kernel = kernel.repeat(added // more, 1, 1, 1)
     state |= {
         f"{block}.depthwise_conv.depthwise_conv.weight": torch.cat([depthwise, kernel]),
-        f"{block}.projection.project_conv.weight": _beside(project, carry, more, added),
+        f"{block}.projection.project_conv.weight": _beside(project, carry * _RISE, more, added),
     }
     state |= _norm(lite0, f"{source}._bn1", f"{block}.depthwise_conv.depthwise_norm", more=added)
     state |= _norm(lite0, f"{source}._bn2", f"{block}.projection.project_bn", more=more)
@@ -257,7 +259,7 @@ def _pooling_block(lite0: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]
     scale, shift = last_units(lite0)
     wider = torch.zeros(FEATURES, _LAST + colour.CHANNELS, 1, 1)
     wider[:LITE0_FEATURES, :_LAST] = lite0["_conv_head.weight"]
-    wider[COLOURS, _LAST:, 0, 0] = units
+    wider[COLOURS, _LAST:, 0, 0] = units / _RISE
     wider[COLOURS.stop :, :_LAST, 0, 0] = torch.diag(scale)
     norm = _norm(lite0, "_bn1", f"{block}.expansion.expand_bn", more=FEATURES - LITE0_FEATURES)
     norm[f"{block}.expansion.expand_bn.bias"][LITE0_FEATURES:] = torch.cat([bias, shift])
