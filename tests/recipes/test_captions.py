@@ -90,7 +90,7 @@ def test_the_number_of_people_may_be_unknown(people: tuple[str, ...]) -> None:
 
 
 def test_another_number_of_people_is_wrong() -> None:
-    """Although `two people` and `one person` share the word `person`; without tags the number is not known."""
+    """Although `two people` and `one person` share `person`. Without tags the number is not known."""
     pair = Photo("d.jpg", ("two men",), (), ("men", "two people"))
     untold = Photo("e.jpg", ("people in a street",), ("person",))
 

@@ -25,13 +25,11 @@ def test_a_line_names_classes_by_name_and_by_kind(listed: Path) -> None:
     """`<cattle>` are all classes below it. What shows a thing is not listed again as what may."""
     listed.write_text("# farms\n\ncow, bull | Ox | <cattle>, ox house\n", "utf-8")
 
-    assert everyday.read(_NET, _CLASSES, _BELOW, listed) == [
-        everyday.Everyday(("cow", "bull"), (0,), (1, 2))
-    ]
+    assert everyday.read(_NET, _CLASSES, _BELOW, listed) == [everyday.Everyday(("cow", "bull"), (0,), (1, 2))]
 
 
 def test_a_class_can_be_taken_out_of_a_kind(listed: Path) -> None:
-    """Wherever it stands in the line."""
+    """At any place in the line."""
     listed.write_text("cow | -water buffalo, <cattle> |\n", "utf-8")
 
     assert everyday.read(_NET, _CLASSES, _BELOW, listed)[0].shows == (0,)
@@ -42,7 +40,7 @@ def test_what_does_not_exist_is_refused(line: str, listed: Path) -> None:
     """A typing error would otherwise teach nothing, unseen."""
     listed.write_text(line, "utf-8")
 
-    with pytest.raises(ValueError, match="oxx|ship"):
+    with pytest.raises(ValueError, match=r"oxx|ship"):
         everyday.read(_NET, _CLASSES, _BELOW, listed)
 
 

@@ -22,7 +22,7 @@ COLOURS = (
 )  # fmt: skip
 _HELD_OUT = 6  # one photo in six is kept for calibration
 _PEOPLE = frozenset({"person", "crowd", "group", "family", "couple"})
-# What is said of one person, of two, of some and of many. The first text of each holds for no other number.
+# Texts for one person, for two, for some and for many. The first of each holds for no other number.
 _COUNTS = (
     ("one person", "a single person"),
     ("two people", "a pair of people"),
@@ -94,7 +94,7 @@ def phrases_of(photo: Photo) -> list[Phrase]:
 
 
 def counted(people: Sequence[str]) -> tuple[str, ...]:
-    """What tags say about how many people there are, such as `one person` and `a single person`, or nothing."""
+    """What tags say about how many people there are, such as `one person`; empty if they do not say."""
     number = _how_many({tag.split()[0] for tag in people}, {tag.split()[-1] for tag in people})
     return () if number is None else _COUNTS[number]
 

@@ -1,12 +1,12 @@
 """Colours, carried past Lite0 to the head: Lite0 forgets them, because classes of things have many.
 
 Eight channels next to Lite0's own hold how far each pixel is from grey in six directions, how bright it is,
-and a constant. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that remain,
-units look at them. The means of the units over the cells are features.
+and a constant. Every stage hands them on, averaged as the map shrinks. In each of the 7 x 7 cells that
+remain, units look at them. The means of the units over the cells are features.
 
 The first units are the channels themselves, then units fitted to names of colours. The others are fitted
-likewise, but look at the middle 5 x 5 cells only, where the subject of a photograph mostly is: the last stage takes
-the mean of the constant over 3 x 3 cells, which falls at the border, where zeros surround the map.
+likewise, but look at the middle 5 x 5 cells only, where the subject of a photograph mostly is: the last stage
+takes the mean of the constant over 3 x 3 cells, which falls at the border, where zeros surround the map.
 """
 
 from __future__ import annotations

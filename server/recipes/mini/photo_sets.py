@@ -19,8 +19,8 @@ from server.recipes.mini.imagined import Imagined
 from server.recipes.mini.meaning import Implications, content_words
 from server.recipes.mini.phrases import filled
 from server.recipes.mini.space import ImageSpace, lite0_state, with_free_elements
-from server.recipes.mini.text import TextTower
 from server.recipes.mini.teacher import Noun
+from server.recipes.mini.text import TextTower
 from server.recipes.mini.training import NounSampler
 from server.recipes.mini.vision import FEATURES, LITE0_FEATURES, Head, Lite0, linear_head
 

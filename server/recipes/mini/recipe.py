@@ -79,7 +79,12 @@ class Recipe:
         return [
             stage("sources", "", "packages"),
             stage("space", "sources", "space vision colour"),
-            stage("nouns", "sources space", "nouns everyday everyday.txt imagenet minilm teacher wordnet", "other_nouns"),
+            stage(
+                "nouns",
+                "sources space",
+                "nouns everyday everyday.txt imagenet minilm teacher wordnet",
+                "other_nouns",
+            ),
             stage(
                 "text",
                 "sources nouns",

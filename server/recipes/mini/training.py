@@ -1,7 +1,7 @@
 """Teaches the text tower where nouns point: near the teacher's target, with its ranking of the classes.
 
-Meanwhile MiniLM's embeddings of phrases must stay readable from what the projection gets, or the tower would forget
-what nouns do not need: numbers, actions, colours.
+Meanwhile MiniLM's embeddings of phrases must stay readable from what the projection gets, or the tower would
+forget what nouns do not need: numbers, actions, colours.
 """
 
 from __future__ import annotations
@@ -64,8 +64,7 @@ class NounSampler:
         self._targets = targets  # (nouns, DIMENSION)
         self._rng = rng
         self._by_kind = {
-            kind: np.array([at for at, noun in enumerate(nouns) if noun.kind == kind])
-            for kind in set(_KINDS)
+            kind: np.array([at for at, noun in enumerate(nouns) if noun.kind == kind]) for kind in set(_KINDS)
         }
         self._kinds = [kind for kind in _KINDS if len(self._by_kind[kind])]
 

@@ -53,17 +53,18 @@ class Photos:
 
 @dataclass(frozen=True)
 class Names:
-    """Nouns that classes show: `shows` and `may` are (1000, nouns), 1 where they do, targets (nouns, DIMENSION).
+    """Nouns that classes show.
 
-    The first nouns are the classes themselves, in their order. `may` has the classes of `shows` as well.
+    `shows` and `may` are (1000, nouns), 1 where they do; `may` has the classes of `shows` as well. `targets`
+    are (nouns, DIMENSION). The first nouns are the classes themselves, in their order.
     """
 
     nouns: Sequence[Noun]
     shows: Tensor
     may: Tensor
     targets: Tensor
-    class_words: Sequence[frozenset[str]]  # of each of the 1,000 classes: what is right, widened
-    class_may_words: Sequence[frozenset[str]]  # and what may be
+    class_words: Sequence[frozenset[str]]  # right for each of the 1,000 classes, widened
+    class_may_words: Sequence[frozenset[str]]  # those, and those that may be
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Sets:
     features: Tensor
     texts: list[str]
     right: Tensor
-    classes: Tensor  # Lite0's probabilities of all classes for the photographs and imagined features, which come last
+    classes: Tensor  # Lite0's probabilities of all classes for all pictures but the painted ones
     noun_rows: Tensor  # which texts are names
     noun_targets: Tensor
     named: Tensor  # some classes, those of the imagined features among them
@@ -125,7 +126,10 @@ class SetSampler:
 
         said = [int(rng.choice(self._right_phrases[row])) for row in shown]
         said += [int(at) for at in rng.integers(len(known.phrases), size=_MORE_PHRASES)]
-        nouns = [self._noun_of(known_nouns, mass) for known_nouns, mass in zip(named_by, probabilities, strict=True)]
+        nouns = [
+            self._noun_of(known_nouns, mass)
+            for known_nouns, mass in zip(named_by, probabilities, strict=True)
+        ]
         nouns += [int(at) for at in rng.integers(len(self._names.nouns), size=_MORE_NOUNS)]
 
         imagined_phrases = self._class_phrases[probabilities.argmax(dim=1)]
@@ -166,7 +170,7 @@ class SetSampler:
         )
 
     def _others(self, shown: NDArray[np.int64]) -> list[int]:
-        """More phrases for all pictures: some of each kind, and other colours of the things that are shown."""
+        """More phrases for all pictures: some of each kind, and other colours of what is shown."""
         rng, known = self._rng, self._photos.known
         found = [int(at) for rows in self._by_kind.values() for at in rng.permutation(rows)[:_OF_EACH_KIND]]
         for row in shown:
@@ -208,7 +212,7 @@ class SetSampler:
         return features, texts, right
 
     def _noun_of(self, known_nouns: Tensor, probabilities: Tensor) -> int:
-        """A name that is right for an imagined feature: often an everyday one, else a general or particular one."""
+        """A name that is right for an imagined feature: often an everyday one, else any."""
         right = known_nouns == 1
         if self._rng.random() < _EVERYDAY and (right & self._everyday).any():
             right = right & self._everyday

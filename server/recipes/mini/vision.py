@@ -2,8 +2,8 @@
 
 ALIGN has no place for a head, so two more stages hold it:
 
-* Stage 8 expands 320 channels to Lite0's 1,280 head features, and has a unit for each of the 320 as well: they
-  know more than the classifier looks at. Its depthwise kernel of 13 x 13 ones covers the
+* Stage 8 expands 320 channels to Lite0's 1,280 head features, and has a unit for each of the 320 as well:
+  they know more than the classifier looks at. Its depthwise kernel of 13 x 13 ones covers the
   whole 7 x 7 map from every position, so each position then holds the mean: pooling inside the network. Its
   projection is the first affine map of the head.
 * Stage 9 expands that to the hidden units, clipped by ReLU6, and its projection is the second affine map.
@@ -11,8 +11,8 @@ ALIGN has no place for a head, so two more stages hold it:
 Squeeze-and-excitation, which Lite0 lacks, is neutral: weight 0, bias 20, and sigmoid(20) is 1 in float32.
 
 Every stage is 8 channels wider than Lite0's. These carry colours to stage 8, as `colour.py` says; Lite0's own
-channels do not see them. Between blocks they are multiplied by 8, so that their range is nearer to that of Lite0's:
-a map in int8 has one scale.
+channels do not see them. Between blocks they are multiplied by 8, so that their range is nearer to that of
+Lite0's: a map in int8 has one scale.
 """
 
 from __future__ import annotations
