@@ -34,7 +34,8 @@ def _columns(measured: _Figures) -> dict[str, _Figures]:
 
 
 def _size(measured: _Figures) -> str:
-    where = f"Measured on {measured['machine']}, busy with other work, {measured['date']}."
+    load = f"load average before the run {measured['load']:.1f}"
+    where = f"Measured on {measured['machine']}, {load}, {measured['date']}."
     return f"{_facts(_SIZE, measured)}\n{where}\n"
 
 

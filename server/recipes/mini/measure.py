@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -49,6 +50,7 @@ def main() -> None:
         "checkpoint": install.checkpoint_digest(),
         "questions": file_digest(QUESTIONS),
         "machine": processor(),
+        "load": os.getloadavg()[0],
         "date": str(datetime.now(UTC).date()),
         "first_answer": first_answer(),
         "figures": figures(install.CHECKPOINT, photographs, imagenet, card.PLOT),

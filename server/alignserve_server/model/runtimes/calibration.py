@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from alignserve_server.errors import InvalidArgument
 from alignserve_server.model.encoder import PixelValues
 
-LAYERS = b"2"
+LAYERS_VERSION = b"2"
 """Version of the choice of layers that `openvino_conversion` quantizes: others give other vectors."""
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
@@ -48,7 +48,7 @@ class CalibrationImages:
         Raises:
             ValueError: A file cannot be read.
         """
-        digest = hashlib.sha256(LAYERS)
+        digest = hashlib.sha256(LAYERS_VERSION)
         for file in self._files:
             digest.update(hashlib.sha256(_content(file)).digest())
         return digest.hexdigest()[:16]

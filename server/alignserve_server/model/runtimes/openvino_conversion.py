@@ -27,7 +27,7 @@ from alignserve_server.model.runtimes.network import Network
 from alignserve_server.model.runtimes.openvino_quiet import ov
 from alignserve_server.model.runtimes.runtime import Rescaling
 
-_LAST_BLOCKS = 2  # of the image tower; another number needs another `calibration.LAYERS`
+_LAST_BLOCKS = 2  # of the image tower; another number needs another `calibration.LAYERS_VERSION`
 _BLOCK = re.compile(r"\.blocks\.(\d+)\.")
 
 
@@ -99,9 +99,9 @@ def _quantized(image: Any, text: Any, pixels: NDArray[np.uint8]) -> tuple[Any, A
     In the text tower only the weights are quantized in advance; activations are quantized at run time, in
     groups, which measures five times as accurate as calibrated ranges, and equally fast. OpenVINO does this
     only for matrix products, so the convolutions of the image tower need calibrated ranges. Its stem and its
-    depthwise convolutions, whose channels differ widely in range, stay in float32: in int8, embeddings of
-    unseen photos deviate by 43 degrees; with those layers in float32, by 3. The last blocks and the pooling
-    stay in float32 too: no layer after them evens out their errors, so they are those of the embedding.
+    depthwise convolutions, whose channels differ widely in range, stay in float32: with them in int8, embeddings
+    of unseen photos deviated by 43 degrees on one checkpoint. So do the last two blocks and the pooling: no
+    layer after them averages out their errors.
     """
     import nncf  # only int8 needs it
 
@@ -120,7 +120,7 @@ def _quantized(image: Any, text: Any, pixels: NDArray[np.uint8]) -> tuple[Any, A
 
 
 def _last_blocks(image: Any) -> list[int]:
-    """Returns the numbers of the last blocks."""
+    """Returns the numbers of the last blocks of the image tower, fewer if it has fewer."""
     names = (operation.get_friendly_name() for operation in image.get_ops())
     return sorted({int(found[1]) for name in names if (found := _BLOCK.search(name))})[-_LAST_BLOCKS:]
 
