@@ -79,7 +79,7 @@ def test_words_that_a_photograph_implies_are_right(all_known: Known) -> None:
     ],
 )
 def test_tags_say_how_many_people_there_are(people: tuple[str, ...], text: str) -> None:
-    """One tag for the same person more does not make two."""
+    """Two tags for the same person are one person."""
     assert counted(people)[0] == text
 
 

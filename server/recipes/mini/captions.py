@@ -103,10 +103,10 @@ def _how_many(first: set[str], last: set[str]) -> int | None:
     """The place in `_COUNTS`, from the first and the last words of tags."""
     if "crowd" in last:
         return 3
-    if first & {"group", "family", "three", "four", "five"}:
-        return 2
     if "two" in first or "couple" in last:
         return 1
+    if first & {"group", "family", "three", "four", "five"}:
+        return 2
     if last & {"men", "women", "children", "boys", "girls"}:
         return None
     who = len(last & {"man", "woman"}) + bool(last & {"child", "boy", "girl", "baby"})
@@ -131,7 +131,7 @@ def known(photos: Sequence[Sequence[Phrase]], implications: Implications) -> Kno
                 right[row, column] = 1
             elif is_wrong(phrase, photo, seen[row]):
                 right[row, column] = 0
-            elif right[row, column] == 0 and not is_judged(phrase, photo):
+            elif right[row, column] == 0 and not is_judged(phrase, photo, seen[row]):
                 right[row, column] = -1
             elif (
                 right[row, column] == 1
@@ -165,13 +165,15 @@ def is_wrong(phrase: Phrase, photo: frozenset[Phrase], seen: frozenset[str]) -> 
     return False
 
 
-def is_judged(phrase: Phrase, photo: frozenset[Phrase]) -> bool:
+def is_judged(phrase: Phrase, photo: frozenset[Phrase], seen: frozenset[str]) -> bool:
     """Whether a phrase that shares no word with a photo is wrong for it: only if its kind was looked at."""
     kinds = {own.kind for own in photo}
     if phrase.kind == "hue":
         return "colour" in kinds
     if phrase.kind == "place":
         return "place" in kinds
+    if phrase.kind == "count":
+        return not seen & _PEOPLE
     return True
 
 

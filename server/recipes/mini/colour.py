@@ -34,7 +34,7 @@ _CELLS = 7  # of the last map, each way
 _TOGETHER = 128
 _SHADES = 11
 _CONSTANT = 6.0
-_CLOSED = 4.0  # a unit sees this times the constant's fall less: at least 8 of the 3 that a shade gives
+_CLOSED = 4.0  # a unit loses this times the fall: 8 or more at the border, and a shade gives 5.3
 _STRENGTH = 1e-2
 _HUES = ((42, "orange"), (68, "yellow"), (165, "green"), (260, "blue"), (300, "purple"), (345, "pink"))
 # Neighbours on the wheel of colours: the difference to one colour tells it from the next.

@@ -38,10 +38,10 @@ def read(
 def _by_name(classes: Sequence[ImageClass]) -> dict[str, list[int]]:
     """The classes of each name. A class's best names count before the synonyms of others."""
     index: dict[str, list[int]] = {}
-    for best in (True, False):
+    for count in (1, 2, None):
         known = set(index)
         for at, each in enumerate(classes):
-            for name in dict.fromkeys(name.lower() for name in (each.names[:2] if best else each.names)):
+            for name in dict.fromkeys(name.lower() for name in each.names[:count]):
                 if name not in known:
                     index.setdefault(name, []).append(at)
     return index

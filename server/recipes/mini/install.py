@@ -66,7 +66,7 @@ def checkpoint_digest() -> str:
 
 
 def recipe_digest(folder: Path) -> str:
-    """One digest of all modules, apart from comments and docstrings, and of the list of photographs."""
+    """One digest of what makes weights: modules without comments and docstrings, words and photographs."""
     modules = [path for path in sorted(folder.glob("*.py")) if path.name not in _AFTERWARDS]
     lines = [f"{path.name} {code_digest(path)}\n" for path in modules]
     lines += [f"{name} {file_digest(folder / name)}\n" for name in ("everyday.txt", "sources.json")]

@@ -33,6 +33,12 @@ _ALSO = {
     "flower": ("plant",), "tree": ("plant",), "beach": ("landscape", "outdoor"),
     "mountain": ("landscape", "outdoor"),
 }  # fmt: skip
+# Describing words whose commonest meaning as nouns is a person, a fruit or an animal.
+_DESCRIBING = frozenset({
+    "white", "grey", "orange", "black", "red", "blue", "green", "yellow", "purple", "pink", "brown", "young",
+    "old", "great", "modern", "dry", "ancient", "heavy", "male", "female", "giant", "wild", "domestic",
+    "native", "dark",
+})  # fmt: skip
 _TOO_GENERAL = 4  # fewest steps below WordNet's root
 
 
@@ -54,6 +60,12 @@ def singular(word: str) -> str:
     return word
 
 
+def said_alone(phrase: str) -> frozenset[str]:
+    """The content word of a phrase that has only one. A word of a longer name says less than the name."""
+    words = content_words(phrase)
+    return words if len(words) == 1 else frozenset()
+
+
 class Implications:
     """Widens words by the kinds of things that they are: `dog` implies `animal`."""
 
@@ -68,7 +80,8 @@ class Implications:
     def _implied(self, word: str) -> frozenset[str]:
         if word not in self._known:
             implied = {word, *_ALSO.get(word, ())}
-            if (offset := self._wordnet.first_sense(word)) is not None:
+            offset = None if word in _DESCRIBING else self._wordnet.first_sense(word)
+            if offset is not None and not self._wordnet.synsets[offset].is_name:
                 above = self._wordnet.above(offset)
                 depth = max(above.values())
                 for higher, steps in above.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,13 +37,13 @@ def write(
     below = teacher.leaves(net, classes)
     covered = teacher.mean_directions(below, directions)
 
+    words = everyday.read(net, classes, below)
+    taken = {name for each in words for name in each.names}
     nouns = [
-        Noun(each.offset, each.names, _definition(net, each.offset), "class", (at,))
+        Noun(each.offset, _free(each.names, taken), _definition(net, each.offset), "class", (at,))
         for at, each in enumerate(classes)
     ]
     targets = list(directions)
-    words = everyday.read(net, classes, below)
-    taken = {name for each in words for name in each.names}
     for offset in sorted(covered.keys() - {each.offset for each in classes}):
         if names := tuple(name for name in own_names(net, offset) if name not in taken):
             nouns.append(Noun(offset, names, _definition(net, offset), "above", tuple(below[offset])))
@@ -62,7 +62,7 @@ def write(
         MiniLM(minilm, device),
         [(each.names[0], _definition(net, each.offset)) for each in classes],
         [
-            *((each.names[0], _meaning(net, each.names[0])) for each in unseen),
+            *((each.names[0], _meaning(net, each.names[0], below)) for each in unseen),
             *((others_named[offset][0], _definition(net, offset)) for offset in chosen),
         ],
         report,
@@ -73,7 +73,7 @@ def write(
             target = teacher.normalized(directions[list(each.shows)].mean(axis=0))
         else:
             target = teacher.similar_direction(directions_of_unseen[each.names], directions)
-        definition = _meaning(net, each.names[0])
+        definition = _meaning(net, each.names[0], below)
         nouns.append(Noun(-1 - at, each.names, definition, "everyday", each.shows, each.may))
         targets.append(target)
     for offset, similarities in zip(chosen, similar[len(unseen) :], strict=True):
@@ -109,10 +109,15 @@ def _definition(net: WordNet, offset: int) -> str:
     return wordnet.definition(net.synsets[offset])
 
 
-def _meaning(net: WordNet, name: str) -> str:
-    """The definition of a word's commonest meaning, or the word itself."""
-    offset = net.first_sense(name)
-    return name if offset is None else _definition(net, offset)
+def _free(names: tuple[str, ...], taken: set[str]) -> tuple[str, ...]:
+    """The names of a class without the synonyms that are everyday words for more."""
+    return (names[0], *(name for name in names[1:] if name not in taken))
+
+
+def _meaning(net: WordNet, name: str, below: Mapping[int, Sequence[int]]) -> str:
+    """The definition of a word's commonest meaning with classes, or the word itself."""
+    meant = next((offset for offset in net.senses.get(name, ()) if offset in below), None)
+    return name if meant is None else _definition(net, meant)
 
 
 def _similarities(

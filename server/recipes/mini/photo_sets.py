@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from server.recipes.mini import calibration, captions, features, imagenet, nouns, text_start, tuning
 from server.recipes.mini.captions import Photo
 from server.recipes.mini.imagined import Imagined
-from server.recipes.mini.meaning import Implications, content_words
+from server.recipes.mini.meaning import Implications, content_words, said_alone
 from server.recipes.mini.phrases import filled
 from server.recipes.mini.space import ImageSpace, lite0_state, with_free_elements
 from server.recipes.mini.teacher import Noun
@@ -26,6 +26,7 @@ from server.recipes.mini.vision import FEATURES, LITE0_FEATURES, Head, Lite0, li
 
 _QUESTIONS_PER_PHOTO = 8
 _FEWEST_LABELS, _MOST_LABELS = 3, 6
+_LOOK_ALIKES, _NEAREST = 0.5, 20
 
 
 def extract(
@@ -135,28 +136,38 @@ def held_out_questions(
         images = nn.functional.normalize(head(photos.features[:, 0])).numpy()
         embedded = torch.cat([tower(written[at : at + 128]) for at in range(0, len(written), 128)])
         vectors = nn.functional.normalize(embedded).numpy().reshape(2, len(texts), -1)
+    alike = vectors[0] @ vectors[0].T
     questions = []
     for row, image in enumerate(images):
         right, wrong = (np.flatnonzero(photos.known.right[row].numpy() == value) for value in (1, 0))
         for _ in range(_QUESTIONS_PER_PHOTO):
             answer = int(rng.choice(right))
-            labels = [answer, *_others(answer, wrong, photos.known.phrases, rng)]
+            labels = [answer, *_others(answer, wrong, photos.known.phrases, alike[answer], rng)]
             questions.append(calibration.Question(vectors[rng.integers(2), labels] @ image, 0))
     return questions
 
 
 def _others(
-    answer: int, wrong: NDArray[np.int64], phrases: Sequence[captions.Phrase], rng: np.random.Generator
+    answer: int,
+    wrong: NDArray[np.int64],
+    phrases: Sequence[captions.Phrase],
+    alike: NDArray[np.float32],
+    rng: np.random.Generator,
 ) -> list[int]:
-    """Wrong labels for a question, of the answer's kind if there are enough."""
+    """Wrong labels for a question, of the answer's kind if there are enough, and often the most like it.
+
+    `alike` are the phrases' similarities to the answer, (phrases,). People ask what is easily confused.
+    """
     count = int(rng.integers(_FEWEST_LABELS, _MOST_LABELS + 1)) - 1
-    alike = [int(at) for at in wrong if phrases[at].kind == phrases[answer].kind]
-    pool = alike if len(alike) >= count else [int(at) for at in wrong]
+    same = np.array([at for at in wrong if phrases[at].kind == phrases[answer].kind], np.int64)
+    pool = same if len(same) >= count else wrong
+    if rng.random() < _LOOK_ALIKES:
+        pool = pool[np.argsort(-alike[pool], kind="stable")[:_NEAREST]]
     return [int(at) for at in rng.choice(pool, size=min(count, len(pool)), replace=False)]
 
 
 def classifier(lite0: dict[str, Tensor]) -> nn.Linear:
-    """Lite0's classifier. It does not look at the features of colour."""
+    """Lite0's classifier. It does not look at the features of colour and of the last map."""
     weight, more = lite0["_fc.weight"], FEATURES - LITE0_FEATURES
     layer = nn.Linear(FEATURES, len(weight))
     layer.load_state_dict({"weight": nn.functional.pad(weight, (0, more)), "bias": lite0["_fc.bias"]})
@@ -176,11 +187,8 @@ def _frozen(value: str | list[str]) -> str | tuple[str, ...]:
 def read_names(sources: Path, listed: Path) -> tuning.Names:
     net = nouns.read_wordnet(sources)
     classes = imagenet.read(sources, net)
-    implications = Implications(net)
     class_words = []
     for each in classes:
         names = {name for offset in net.above(each.offset) for name in nouns.own_names(net, offset)}
-        class_words.append(
-            implications.widened(frozenset().union(*(content_words(name) for name in (*each.names, *names))))
-        )
+        class_words.append(frozenset().union(*(said_alone(name) for name in (*each.names, *names))))
     return tuning.names_with_classes(*nouns.read(listed), class_words)

@@ -38,7 +38,7 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     other_nouns: int = 9_000
-    vocabulary_size: int = 7_000
+    vocabulary_size: int = 6_850
     noun_steps: int = 800
     set_steps: int = 600
     views: int = 4
@@ -83,12 +83,12 @@ class Recipe:
                 "nouns",
                 "sources space",
                 "nouns everyday everyday.txt imagenet minilm teacher wordnet",
-                "other_nouns",
+                "other_nouns device",
             ),
             stage(
                 "text",
                 "sources nouns",
-                "text_start phrases text vocabulary captions minilm",
+                "text_start phrases text vocabulary captions minilm nouns training",
                 "vocabulary_size seed device photographs",
             ),
             stage(
@@ -108,7 +108,7 @@ class Recipe:
             stage(
                 "calibration",
                 "sources text tuning features",
-                "photo_sets calibration captions meaning",
+                "photo_sets calibration captions meaning phrases text tuning vision",
                 "seed",
             ),
             stage(

@@ -20,7 +20,8 @@ _OTHER_DIMENSION = DIMENSION - CLASS_DIMENSION - _COLOUR_DIMENSION
 class ImageSpace:
     """An affine map of features, and the direction of each class in its image.
 
-    All is 0 from element CLASS_DIMENSION on, and so are the weights of the features of colour.
+    All is 0 from element CLASS_DIMENSION on, and so are the weights of the features of colour and
+    of the last map.
     """
 
     weight: Tensor  # (DIMENSION, FEATURES)

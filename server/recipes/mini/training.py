@@ -22,7 +22,7 @@ _RANKING_WEIGHT = 0.5
 _MEANING_WEIGHT = 1.0
 _WARM_UP = 50
 _LONGEST_DEFINITION = 90
-_KINDS = ("class", "class", "above", "everyday", "other", "other")  # a draw takes each as often
+_KINDS = ("class", "class", "above", "everyday", "other", "other")  # each entry is drawn equally often
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from server.recipes.mini import colour
 from server.recipes.mini.captions import Known, recoloured
 from server.recipes.mini.imagined import Imagined
-from server.recipes.mini.meaning import agreement, content_words
+from server.recipes.mini.meaning import agreement, content_words, said_alone
 from server.recipes.mini.phrases import TEMPLATES, filled, written
 from server.recipes.mini.space import CLASS_DIMENSION
 from server.recipes.mini.teacher import Noun
@@ -92,7 +92,9 @@ class SetSampler:
             probabilities = self._photo_classes[:, 0]
             self._photo_nouns = known_by_mass(probabilities @ names.shows, probabilities @ names.may)
         self._sure_photo = probabilities.max(dim=1).values > _SURE
-        self._noun_words = [content_words(noun.names[0]) for noun in names.nouns]
+        self._noun_agreement = torch.stack(
+            [best_agreement(noun.names, photos.known.words) for noun in names.nouns], dim=1
+        )
         self._everyday = torch.tensor([noun.kind == "everyday" for noun in names.nouns])
         self._words = [content_words(phrase.text) for phrase in photos.known.phrases]
         self._right_phrases = [torch.nonzero(row == 1).flatten().numpy() for row in photos.known.right]
@@ -133,11 +135,9 @@ class SetSampler:
         nouns += [int(at) for at in rng.integers(len(self._names.nouns), size=_MORE_NOUNS)]
 
         imagined_phrases = self._class_phrases[probabilities.argmax(dim=1)]
-        noun_words = torch.from_numpy(
-            agreement([self._noun_words[at] for at in nouns], [known.words[at] for at in shown])
-        )
+        noun_words = self._noun_agreement[shown][:, nouns]
         photo_nouns = self._photo_nouns[shown][:, nouns]
-        photo_nouns[~self._sure_photo[shown]] = photo_nouns[~self._sure_photo[shown]].clamp(max=0)
+        photo_nouns[~self._sure_photo[shown][:, None] & (photo_nouns == 1)] = -1
         photo_nouns[noun_words > 0] = -1
         photo_nouns[noun_words == 1] = 1
         written_out = len(said)
@@ -170,7 +170,7 @@ class SetSampler:
         )
 
     def _others(self, shown: NDArray[np.int64]) -> list[int]:
-        """More phrases for all pictures: some of each kind, and other colours of what is shown."""
+        """More phrases for all pictures: some of each kind, and other colours of things that are shown."""
         rng, known = self._rng, self._photos.known
         found = [int(at) for rows in self._by_kind.values() for at in rng.permutation(rows)[:_OF_EACH_KIND]]
         for row in shown:
@@ -234,6 +234,11 @@ class SetSampler:
         return filled(TEMPLATES[self._rng.integers(len(TEMPLATES))], phrase)
 
 
+def best_agreement(names: Sequence[str], photos: Sequence[frozenset[str]]) -> Tensor:
+    """(photos,): the largest share of the words of a name that hold for a photo."""
+    return torch.from_numpy(agreement([content_words(name) for name in names], photos).max(axis=1))
+
+
 def blocks(first: Tensor, second: Tensor) -> Tensor:
     """Both on a diagonal: rows of the first above, columns of the second left. Elsewhere -1, unknown."""
     both = torch.full((len(first) + len(second), first.shape[1] + second.shape[1]), -1.0)
@@ -265,9 +270,9 @@ def set_loss(logits: Tensor, right: Tensor, generator: torch.Generator, smoothin
     """
     noise = torch.rand(logits.shape, generator=generator).to(logits.device)
     positive = (torch.where(right == 1, noise, torch.full_like(noise, -1.0))).argmax(dim=1)
-    # from three wrong ones or so up to all
-    fewest = torch.tensor(min(1.0, 3 / logits.shape[1]))
-    keep = torch.exp(torch.log(fewest) * torch.rand(len(logits), 1, generator=generator)).to(logits.device)
+    # from about three wrong ones up to all
+    fewest = (3 / (right == 0).sum(dim=1, keepdim=True).clamp(min=1)).clamp(max=1)
+    keep = fewest ** torch.rand(len(logits), 1, generator=generator).to(logits.device)
     wrong = (right == 0) & (torch.rand(logits.shape, generator=generator).to(logits.device) < keep)
     counted = (right == 1).any(dim=1) & wrong.any(dim=1)
     if not counted.any():
@@ -377,7 +382,7 @@ def names_with_classes(
         shows[list(noun.shows), column] = 1.0
         may[[*noun.shows, *noun.may], column] = 1.0
         if noun.kind == "everyday":
-            words = {word for name in noun.names for word in _only(content_words(name))}
+            words = {word for name in noun.names for word in said_alone(name)}
             for each in noun.shows:
                 right[each] |= words
             for each in (*noun.shows, *noun.may):
@@ -390,8 +395,3 @@ def names_with_classes(
         [frozenset(words) for words in right],
         [frozenset(words) for words in perhaps],
     )
-
-
-def _only(words: frozenset[str]) -> frozenset[str]:
-    """The word of a name of one word. A word of a longer name says less than the name."""
-    return words if len(words) == 1 else frozenset()
