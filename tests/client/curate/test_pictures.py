@@ -311,9 +311,9 @@ class TestFailures:
 
     def test_a_picture_that_needs_too_much_memory_fails(self) -> None:
         """Its process is replaced, since no one knows what is left of its memory."""
-        limits = Limits(max_memory_bytes=24 << 20)
+        limits = Limits(max_memory_bytes=64 << 20)
 
-        found = _reasons(measure([_CAT, picture("PNG", 4000), _CAT], limits, processes=1))
+        found = _reasons(measure([_CAT, picture("PNG", 6000), _CAT], limits, processes=1))
 
         assert found == ["ok", "DECODER_OUT_OF_MEMORY", "ok"]
 
