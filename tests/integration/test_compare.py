@@ -191,7 +191,7 @@ async def test_an_expired_call_frees_its_places_in_both_queues(served: RunningSe
     plug = asyncio.ensure_future(served.stub.EmbedText(text_request("plug")))
     await until(lambda: len(served.encoder.batches) == 1)
 
-    error = await refused(served.stub.Compare(compare_request((b"late", "late")), timeout=0.05))
+    error = await refused(served.stub.Compare(compare_request((b"late", "late")), timeout=0.5))
     await until(lambda: served.waiting("text") == served.waiting("image") == 0)
     served.encoder.gate.set()
     await plug
