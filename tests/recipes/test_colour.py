@@ -56,3 +56,15 @@ def test_shades_of_one_colour_are_nearer_than_two_colours() -> None:
 
     near, far = (torch.cosine_similarity(red, other, dim=0) for other in (dark, orange))
     assert near > far
+
+
+def test_units_of_the_middle_do_not_see_the_border() -> None:
+    """There is the background, mostly."""
+    grey = torch.full((1, 3, 224, 224), 0.0)
+    framed = _painted(250, 20, 20)
+    framed[:, :, 32:-32, 32:-32] = grey[:, :, 32:-32, 32:-32]
+
+    plain, seen = colour.features(grey)[0], colour.features(framed)[0]
+
+    torch.testing.assert_close(seen[colour.WHOLE_UNITS :], plain[colour.WHOLE_UNITS :])
+    assert (seen[: colour.WHOLE_UNITS] - plain[: colour.WHOLE_UNITS]).abs().max() > 0.5

@@ -99,9 +99,9 @@ def _quantized(image: Any, text: Any, pixels: NDArray[np.uint8]) -> tuple[Any, A
     In the text tower only the weights are quantized in advance; activations are quantized at run time, in
     groups, which measures five times as accurate as calibrated ranges, and equally fast. OpenVINO does this
     only for matrix products, so the convolutions of the image tower need calibrated ranges. Its stem and its
-    depthwise convolutions, whose channels differ widely in range, stay in float32: with them in int8, embeddings
-    of unseen photos deviated by 43 degrees on one checkpoint. So do the last two blocks and the pooling: no
-    layer after them averages out their errors.
+    depthwise convolutions, whose channels differ widely in range, stay in float32: with them in int8,
+    embeddings of unseen photos deviated by 43 degrees on one checkpoint. So do the last two blocks and the
+    pooling: no layer after them averages out their errors.
     """
     import nncf  # only int8 needs it
 
