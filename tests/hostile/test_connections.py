@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -127,7 +128,8 @@ async def test_a_connection_cannot_take_every_watch() -> None:
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             status = (await watch.read()).status
 
-    assert [call.status for call in calls] == [None] * 500 + [_RESOURCE_EXHAUSTED] * 100
+    # gRPC may take calls that arrive together in another order
+    assert Counter(call.status for call in calls) == {None: 500, _RESOURCE_EXHAUSTED: 100}
     assert status == Health.SERVING
 
 
