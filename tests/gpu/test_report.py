@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.gpu import prepare
+from tests.gpu.machine import ROOT
 from tests.gpu.plan import STEPS, module_of, selected
 from tests.gpu.report import summary
 from tests.gpu.results import Results, read_tables
@@ -97,3 +101,35 @@ def test_wheels_have_the_projects_versions() -> None:
     assert [pin.split("==")[0].lower().replace("_", "-") for pin in prepare.pinned()] == [
         name.lower() for name in prepare.NAMES.read_text().split()
     ]
+
+
+def test_a_repacked_wheel_has_the_same_files(tmp_path: Path) -> None:
+    """Only their compression changes, and pip can install it."""
+    wheel = tmp_path / "some-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("some.py", "VALUE = 1\n" * 1000)
+        archive.writestr("some-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some\nVersion: 1.0\n")
+        archive.writestr(
+            "some-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("some-1.0.dist-info/RECORD", "")
+
+    prepare.repack(wheel)
+
+    install = [
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "site"),
+        str(wheel),
+    ]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    assert (tmp_path / "site" / "some.py").read_text() == "VALUE = 1\n" * 1000
+    assert {member.compress_type for member in zipfile.ZipFile(wheel).infolist()} == {zipfile.ZIP_LZMA}
+
+
+def test_what_may_be_deleted_exists() -> None:
+    """A folder that was renamed would travel."""
+    assert [name for name in prepare.UNNEEDED if not (ROOT / name).is_dir()] == []
