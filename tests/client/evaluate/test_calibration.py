@@ -56,6 +56,28 @@ def test_error_agrees_with_sorting_into_bins_one_by_one() -> None:
     assert Calibration.of(answers(scores.tolist(), right.tolist())).expected_error == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("count", [60, 1000])
+def test_the_error_if_calibrated_is_that_of_honest_scores(count: int) -> None:
+    """On average over draws of which answers are right, each as often as its score says."""
+    chance = np.random.default_rng(2)
+    scores = chance.uniform(0.3, 1.0, count)
+    drawn = [
+        Calibration.of(answers(scores.tolist(), (chance.random(count) < scores).tolist())) for _ in range(500)
+    ]
+
+    mean = np.mean([each.expected_error for each in drawn])
+
+    assert drawn[0].error_if_calibrated == pytest.approx(mean, rel=0.05)
+
+
+def test_the_report_has_both_calibration_errors() -> None:
+    """Under the names that people search for."""
+    report = Calibration.of(answers([0.5, 0.5], [True, False])).as_data()
+
+    assert report["expected_calibration_error"] == 0
+    assert report["calibration_error_if_calibrated"] == pytest.approx((2 / np.pi * 0.5) ** 0.5 / 2)
+
+
 def test_scores_that_mean_what_they_say_have_a_small_error() -> None:
     """If a score of s is right with probability s, only chance is left."""
     chance = np.random.default_rng(1)

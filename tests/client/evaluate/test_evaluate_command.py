@@ -467,6 +467,7 @@ def test_people_read_tables(server: FakeServer, folders: Path, capsys: pytest.Ca
     assert out.startswith("fake (fake-8) on ")
     for line in ("zero-shot top-1", "kNN recall@1", "expected calibration error", "mistaken for"):
         assert line in out
+    assert "the same, if perfectly calibrated" in out
 
 
 def test_a_source_without_classes_is_refused(run: Run, tmp_path: Path, picture: Callable[..., bytes]) -> None:

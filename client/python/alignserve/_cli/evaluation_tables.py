@@ -77,6 +77,7 @@ def _calibration(one: Calibration) -> str:
     rows = [
         ("answers", str(sum(each.count for each in one.bins))),
         ("expected calibration error", f"{one.expected_error:.4f}"),
+        ("the same, if perfectly calibrated", f"{one.error_if_calibrated:.4f}"),
         ("mean score", f"{one.mean_score:.4f}"),
         ("share right", f"{one.accuracy:.4f}"),
         ("Brier score", f"{one.brier:.4f}"),

@@ -46,6 +46,8 @@ class Calibration:
     Attributes:
         bins: Of equal width, from score 0 to 1 (Guo et al., 2017, https://arxiv.org/abs/1706.04599).
         expected_error: Mean over the answers of the distance of score and accuracy in their bin.
+        error_if_calibrated: About what `expected_error` would be if each answer were right as often as its
+            score says; less with more answers (Bröcker and Smith, 2007, https://doi.org/10.1175/WAF993.1).
         maximum_error: The greatest such distance.
         mean_score: Of all answers.
         accuracy: Share of answers that is right.
@@ -58,6 +60,7 @@ class Calibration:
 
     bins: tuple[Bin, ...]
     expected_error: float
+    error_if_calibrated: float
     maximum_error: float
     mean_score: float
     accuracy: float
@@ -76,6 +79,7 @@ class Calibration:
         return cls(
             bins=found,
             expected_error=sum(each.count * abs(each.gap) for each in found) / total,
+            error_if_calibrated=_error_if_calibrated(answers.score, bins),
             maximum_error=max(abs(each.gap) for each in found),
             mean_score=float(answers.score.mean()),
             accuracy=float(answers.is_right.mean()),
@@ -91,15 +95,28 @@ class Calibration:
         data = asdict(self)
         return {
             "expected_calibration_error": data.pop("expected_error"),
+            "calibration_error_if_calibrated": data.pop("error_if_calibrated"),
             "maximum_calibration_error": data.pop("maximum_error"),
             "sure_above": SURE,
             **data,
         }
 
 
-def _binned(scores: NDArray[np.float64], is_right: NDArray[np.bool_], bins: int) -> tuple[Bin, ...]:
+def _error_if_calibrated(scores: NDArray[np.float64], bins: int) -> float:
+    """Sums the mean deviations of the bins' numbers of right answers, taken as normally distributed."""
+    bin_of, _ = _bins_of(scores, bins)
+    variances = np.bincount(bin_of, weights=scores * (1 - scores), minlength=bins)
+    return float(np.sqrt(2 / np.pi * variances).sum() / len(scores))
+
+
+def _bins_of(scores: NDArray[np.float64], bins: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the bin of each score, and the edges of the bins."""
     edges = np.linspace(0.0, 1.0, bins + 1)
-    bin_of = np.digitize(scores, edges[1:-1], right=True)
+    return np.digitize(scores, edges[1:-1], right=True), edges
+
+
+def _binned(scores: NDArray[np.float64], is_right: NDArray[np.bool_], bins: int) -> tuple[Bin, ...]:
+    bin_of, edges = _bins_of(scores, bins)
     found = []
     for number in range(bins):
         chosen = bin_of == number
