@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import (
@@ -17,6 +17,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 
+from deploy.docs.markdown import table
 from deploy.docs.pages import ROOT
 
 _PACKAGE = "alignserve.v1"
@@ -59,7 +60,7 @@ class _Page:
             (f"{field.number}", f"`{field.name}`", _type(message, field), self._cell((*path, 2, position)))
             for position, field in enumerate(message.field)
         ]
-        yield _table(("number", "field", "type", "meaning"), rows)
+        yield table(("number", "field", "type", "meaning"), rows)
         for position, nested in enumerate(message.nested_type):
             yield from self._message(nested, f"{name}.{nested.name}", (*path, 3, position))
         for position, enum in enumerate(message.enum_type):
@@ -71,7 +72,7 @@ class _Page:
             (f"{value.number}", f"`{value.name}`", self._cell((*path, 2, position)))
             for position, value in enumerate(enum.value)
         ]
-        yield _table(("number", "value", "meaning"), rows)
+        yield table(("number", "value", "meaning"), rows)
 
     def _section(self, level: str, name: str, path: _Path, signature: str = "") -> str:
         comment = re.sub(r"^ ", "", self._comments.get(path, ""), flags=re.MULTILINE)
@@ -79,11 +80,6 @@ class _Page:
 
     def _cell(self, path: _Path) -> str:
         return " ".join(self._comments.get(path, "").replace("|", "\\|").split())
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows] if rows else []
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _type(message: DescriptorProto, field: FieldDescriptorProto) -> str:

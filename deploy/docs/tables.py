@@ -23,12 +23,12 @@ from alignserve_server.http.dialects import FIELD_TABLES
 from alignserve_server.observability.events import EVENTS
 from alignserve_server.settings import GROUPS, Settings
 
+from deploy.docs.markdown import table
 from deploy.docs.pages import ROOT, pages
 from deploy.docs.registered import levels, metrics
 from server.recipes.mini import card
 
 _BLOCK = re.compile(r"(^<!-- table: ([^\n]*) -->\n).*?(^<!-- end -->$)", re.MULTILINE | re.DOTALL)
-_Rows = Sequence[Sequence[str]]
 
 
 def main() -> int:
@@ -59,9 +59,9 @@ def written(page: Path) -> str:
 
 def _settings(names: Sequence[str]) -> str:
     if names:
-        return _table(("setting", "default", "meaning"), [_setting(name) for name in names])
+        return table(("setting", "default", "meaning"), [_setting(name) for name in names])
     return "\n".join(
-        f"## {title}\n\n{_table(('setting', 'default', 'meaning'), [_setting(name) for name in group])}"
+        f"## {title}\n\n{table(('setting', 'default', 'meaning'), [_setting(name) for name in group])}"
         for title, group in _groups()
     )
 
@@ -91,8 +91,8 @@ def _default(name: str, value: object) -> str:
 def _metrics(names: Sequence[str]) -> str:
     found = metrics()
     if names:
-        return _table(("metric", "meaning"), [(f"`{name}`", found[name].text) for name in names])
-    return _table(
+        return table(("metric", "meaning"), [(f"`{name}`", found[name].text) for name in names])
+    return table(
         ("metric", "type", "labels", "meaning"),
         [
             (f"`{name}`", metric.kind, " ".join(f"`{label}`" for label in metric.labels), metric.text)
@@ -107,13 +107,13 @@ def _events(_: Sequence[str]) -> str:
         raise KeyError(
             f"events without a description, or descriptions of none: {found.keys() ^ EVENTS.keys()}"
         )
-    return _table(
+    return table(
         ("event", "level", "when"), [(f"`{event}`", found[event], text) for event, text in EVENTS.items()]
     )
 
 
 def _errors(_: Sequence[str]) -> str:
-    return _table(
+    return table(
         ("code", "reason", "meaning", "worth a retry"),
         [
             (kind.code, f"`{kind.reason}`", _first_sentence(kind), "yes" if kind.is_retryable else "no")
@@ -122,10 +122,10 @@ def _errors(_: Sequence[str]) -> str:
     )
 
 
-def _fields(table: str, _: Sequence[str]) -> str:
-    return _table(
+def _fields(dialect: str, _: Sequence[str]) -> str:
+    return table(
         ("field", "treatment", "meaning"),
-        [(f"`{field.name}`", field.treatment, field.meaning) for field in FIELD_TABLES[table]],
+        [(f"`{field.name}`", field.treatment, field.meaning) for field in FIELD_TABLES[dialect]],
     )
 
 
@@ -137,17 +137,12 @@ def _first_sentence(kind: type) -> str:
     return " ".join((kind.__doc__ or "").partition("\n\n")[0].split())
 
 
-def _table(header: Sequence[str], rows: _Rows) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 TABLES: dict[str, Callable[[Sequence[str]], str]] = {
     "settings": _settings,
     "metrics": _metrics,
     "events": _events,
     "errors": _errors,
-    **{f"fields-{table}": partial(_fields, table) for table in FIELD_TABLES},
+    **{f"fields-{dialect}": partial(_fields, dialect) for dialect in FIELD_TABLES},
     **{name: partial(_measured, name) for name in card.TABLES},
 }
 
