@@ -70,6 +70,7 @@ def bring(source: Source, folder: Path, mirror: Path | None) -> list[str]:
     wanted = missing(source, folder)
     if not wanted:
         return []
+    folder = folder.absolute()  # git changes to its work tree before it reads other paths
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as scratch:
         tree = Path(scratch) / "tree"
