@@ -100,8 +100,12 @@ def test_another_number_of_people_is_wrong() -> None:
     assert _right(every, "two people") == [0, 1, -1]
 
 
-def test_the_same_photographs_are_held_out_whatever_others_there_are() -> None:
-    """Only the name decides, for about one in six."""
-    held = [Photo(f"{at}.jpg", ("x",)).is_held_out for at in range(600)]
+def test_collections_are_withheld_as_a_whole() -> None:
+    """Only the collection's name decides, for about one in five."""
+    withheld = [
+        {Photo(f"{at}.jpg", ("x",), collection=str(name)).is_withheld for at in range(5)}
+        for name in range(600)
+    ]
 
-    assert 70 < sum(held) < 130
+    assert all(len(each) == 1 for each in withheld)
+    assert 90 < sum(each == {True} for each in withheld) < 150

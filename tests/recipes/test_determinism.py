@@ -52,13 +52,13 @@ def _weights_of(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _trained_on_nouns(seed: int) -> str:
+def _trained_on_nouns(seed: int, draw_seed: int = 0) -> str:
     tower = _tower()
     targets = nn.functional.normalize(_random(4, vision.DIMENSION))
-    sampler = training.NounSampler(_NOUNS, targets, np.random.default_rng(seed))
+    sampler = training.NounSampler(_NOUNS, targets, np.random.default_rng(draw_seed))
     meanings = nn.functional.normalize(_random(len(_WORDS), text.WIDTH))
-    sentences = training.Sentences(_WORDS, meanings, seed)
-    training.train_nouns(tower, sampler, sentences, targets[:2], _SCHEDULE, lambda step, loss: None)
+    sentences = training.Sentences(_WORDS, meanings, draw_seed)
+    training.train_nouns(tower, sampler, sentences, targets[:2], _SCHEDULE, seed, lambda step, loss: None)
     return _weights_of(tower)
 
 

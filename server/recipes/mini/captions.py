@@ -20,7 +20,7 @@ from server.recipes.mini.phrases import with_article
 COLOURS = (
     "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey",
 )  # fmt: skip
-_HELD_OUT = 6  # one photo in six is kept for calibration
+_WITHHELD = 5  # of the collections, one in five
 _PEOPLE = frozenset({"person", "crowd", "group", "family", "couple"})
 # Texts for one person, for two, for some and for many. The first of each holds for no other number.
 _COUNTS = (
@@ -59,11 +59,16 @@ class Photo:
     actions: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()  # things with their colour: `orange sofa`
     place: tuple[str, ...] = ()
+    collection: str = ""  # what it is one of, such as COCO: its source, or several sources together
 
     @property
-    def is_held_out(self) -> bool:
-        """Whether it calibrates and does not train. It is the same whatever other photographs there are."""
-        return int(hashlib.sha256(self.file.encode()).hexdigest(), 16) % _HELD_OUT == 0
+    def is_withheld(self) -> bool:
+        """Whether the rehearsal leaves it out, together with the rest of its collection.
+
+        Pictures of a collection are alike: a model that has seen some is too sure of the others. The choice
+        does not depend on other photographs.
+        """
+        return int(hashlib.sha256(self.collection.encode()).hexdigest(), 16) % _WITHHELD == 0
 
 
 def phrases_of(photo: Photo) -> list[Phrase]:
@@ -133,11 +138,7 @@ def known(photos: Sequence[Sequence[Phrase]], implications: Implications) -> Kno
                 right[row, column] = 0
             elif right[row, column] == 0 and not is_judged(phrase, photo, seen[row]):
                 right[row, column] = -1
-            elif (
-                right[row, column] == 1
-                and phrase.kind in {"caption", "colour", "action", "count"}
-                and (phrase.kind == "count" or len(words[column]) > 1)
-            ):
+            elif right[row, column] == 1 and says_more_than_its_words(phrase, words[column]):
                 right[row, column] = -1  # the words occur, but perhaps not together
     return Known(phrases, torch.from_numpy(right), seen)
 
@@ -148,6 +149,11 @@ def recoloured(phrase: Phrase) -> list[Phrase]:
     if first not in COLOURS or not rest:
         return []
     return [Phrase(f"{colour} {rest}", "colour") for colour in COLOURS if colour != first]
+
+
+def says_more_than_its_words(phrase: Phrase, words: frozenset[str]) -> bool:
+    """Whether it can be wrong for a photograph for which each of its words is right."""
+    return phrase.kind == "count" or (phrase.kind in {"caption", "colour", "action"} and len(words) > 1)
 
 
 def is_wrong(phrase: Phrase, photo: frozenset[Phrase], seen: frozenset[str]) -> bool:

@@ -24,7 +24,7 @@ class Listed:
 
 
 def read(sources: Path = SOURCES) -> list[Listed]:
-    """The photographs that train and calibrate, those held out for questions left out."""
+    """The photographs that train. Those held out for questions are left out."""
     if not sources.exists():
         return []
     document = json.loads(sources.read_text("utf-8"))
@@ -50,6 +50,7 @@ def _listed(source: dict[str, Any], picture: dict[str, Any]) -> Listed:  # Any: 
     photo = Photo(
         file=f"{source['id']}/{path}",
         captions=tuple(picture["captions"]),
+        collection=source.get("collection", source["id"]),
         **{each: tuple(picture.get(each, ())) for each in ("nouns", "people", "actions", "colours", "place")},
     )
     credit = Credit(

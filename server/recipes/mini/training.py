@@ -123,10 +123,11 @@ def train_nouns(
     sentences: Sentences,
     classes: Tensor,
     schedule: Schedule,
+    seed: int,
     report: Callable[[int, float], None],
 ) -> None:
     """Trains in place. `report` gets each step's number and loss."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     reader = nn.Linear(WIDTH, WIDTH, device=classes.device)
     adam = optimizer(tower, schedule, list(reader.parameters()))
     rates = [group["lr"] for group in adam.param_groups]

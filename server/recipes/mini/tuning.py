@@ -63,7 +63,7 @@ class Names:
     shows: Tensor
     may: Tensor
     targets: Tensor
-    class_words: Sequence[frozenset[str]]  # right for each of the 1,000 classes, widened
+    class_words: Sequence[frozenset[str]]  # right for each of the 1,000 classes
     class_may_words: Sequence[frozenset[str]]  # those, and those that may be
 
 
