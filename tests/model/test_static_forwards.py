@@ -73,7 +73,7 @@ def images(count: int) -> torch.Tensor:
 
 def texts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    return torch.randint(5, 7000, mask.shape, generator=RANDOM) * mask, mask
+    return torch.randint(5, 1000, mask.shape, generator=RANDOM) * mask, mask
 
 
 def static_images(towers: Towers, device: Device) -> StaticImages:

@@ -20,7 +20,13 @@ _FIGURES = {
     "parameters": 12_500_000,
     "temperature": 0.035,
     "questions": {"colours": {"count": 20, "right": 9}, "rooms": {"count": 20, "right": 17}},
-    "calibration": {"error": 0.1234, "mean_score": 0.7, "sure": 30, "sure_and_wrong": 2},
+    "calibration": {
+        "error": 0.1234,
+        "if_calibrated": 0.05,
+        "mean_score": 0.7,
+        "sure": 30,
+        "sure_and_wrong": 2,
+    },
     "imagenet": {"top_1": 0.5, "top_5": 0.75},
     "milliseconds": {"image": 12.34, "text": 2.0},
 }
@@ -108,6 +114,7 @@ def test_what_was_not_measured_stays_empty() -> None:
 
     assert table.splitlines()[-1] == "| the same, top-5 |  | 75.0% |"
     assert "| wrong answers among those above 0.9 | 2 of 30 | 2 of 30 |" in table
+    assert "| the same, if perfectly calibrated | 0.050 | 0.050 |" in table
 
 
 def test_photographs_named_by_class_get_folders(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from deploy.docs.markdown import table
+
 MEASURED = Path(__file__).parent / "measured.json"
 PLOT = Path(__file__).parent / "reliability.svg"
 
@@ -46,7 +48,8 @@ def _questions(measured: _Figures) -> str:
         (kind, str(asked["count"]), *(str(each[kind]["right"]) for each in answers))
         for kind, asked in answers[0].items()
     ]
-    return _table(("kind", "questions", *(f"right {name}" for name in columns)), [*kinds, _total(answers)])
+    header = ("kind", "questions", *(f"right {name}" for name in columns))
+    return table(header, [*kinds, _total(answers)], has_figures=True)
 
 
 def _total(answers: Sequence[_Figures]) -> tuple[str, ...]:
@@ -58,12 +61,8 @@ def _total(answers: Sequence[_Figures]) -> tuple[str, ...]:
 
 def _facts(rows: Sequence[_Row], measured: _Figures) -> str:
     columns = _columns(measured)
-    return _table(("", *columns), [(name, *map(value, columns.values())) for name, value in rows])
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    aligned = ["---", *["--:"] * (len(header) - 1)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, aligned, *rows))
+    lines = [(name, *map(value, columns.values())) for name, value in rows]
+    return table(("", *columns), lines, has_figures=True)
 
 
 def _in_megabytes(name: str) -> Callable[[_Figures], str]:
@@ -93,6 +92,7 @@ _SIZE: tuple[_Row, ...] = (
 _SCORES: tuple[_Row, ...] = (
     ("mean score", lambda figures: f"{figures['calibration']['mean_score']:.3f}"),
     ("expected calibration error", lambda figures: f"{figures['calibration']['error']:.3f}"),
+    ("the same, if perfectly calibrated", lambda figures: f"{figures['calibration']['if_calibrated']:.3f}"),
     ("wrong answers among those above 0.9", _sure_and_wrong),
     ("ImageNet's sample photographs among all names, top-1", _of_imagenet("top_1")),
     ("the same, top-5", _of_imagenet("top_5")),

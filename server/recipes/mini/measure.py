@@ -31,7 +31,14 @@ QUESTIONS = Path(__file__).parent / "questions.jsonl"
 
 _PROGRAM = (sys.executable, "-m", "alignserve_server")
 _TIMED = 200  # images, and texts
-_SERVER_FLAGS = ("--extra-image-formats", "avif", "--text-cache-bytes", "0")
+_SERVER_FLAGS = (
+    "--extra-image-formats",
+    "avif",
+    "--max-image-pixels",
+    "100000000",
+    "--text-cache-bytes",
+    "0",
+)
 
 
 def main() -> None:
@@ -86,6 +93,7 @@ def figures(
             },
             "calibration": {
                 "error": asked["calibration"]["expected_calibration_error"],
+                "if_calibrated": asked["calibration"]["calibration_error_if_calibrated"],
                 **{name: asked["calibration"][name] for name in ("mean_score", "sure", "sure_and_wrong")},
             },
             "imagenet": None if imagenet is None else _of_imagenet(server.address, Path(folder), imagenet),

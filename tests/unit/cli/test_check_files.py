@@ -38,8 +38,9 @@ SMALL_FILES = (
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 25036052\n"
 WORDS = "text_model.embeddings.word_embeddings.weight"
 LAST = "vision_model.encoder.blocks.1.projection.project_conv.weight"
+TOKENS = json.loads((MINI / "config.json").read_text("utf-8"))["text_config"]["vocab_size"]
 SHAPES: dict[str, list[int]] = {
-    WORDS: [7000, 1],
+    WORDS: [TOKENS, 1],
     "text_model.embeddings.position_embeddings.weight": [64, 1],
     "text_projection.weight": [512, 1],
     "vision_model.encoder.blocks.0.projection.project_conv.weight": [16, 1, 1, 1],
@@ -150,22 +151,25 @@ def _changed_in_the_cache(folder: Path) -> None:
 
 def _special_token_beyond(folder: Path) -> None:
     """Swaps the ids of [CLS] and of the last token, in the vocabulary and where it is added."""
-    _edit("config.json", text_config__vocab_size=6999)(folder)
-    write_weights(folder, {WORDS: [6999, 1]})
+    last_id = TOKENS - 1
+    _edit("config.json", text_config__vocab_size=last_id)(folder)
+    write_weights(folder, {WORDS: [last_id, 1]})
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
-    last = next(token for token, index in vocabulary.items() if index == 6999)
-    vocabulary[last], vocabulary["[CLS]"] = vocabulary["[CLS]"], 6999
-    content["post_processor"] = json.loads(json.dumps(content["post_processor"]).replace("[2]", "[6999]"))
+    last = next(token for token, index in vocabulary.items() if index == last_id)
+    vocabulary[last], vocabulary["[CLS]"] = vocabulary["[CLS]"], last_id
+    content["post_processor"] = json.loads(
+        json.dumps(content["post_processor"]).replace("[2]", f"[{last_id}]")
+    )
     for token in content["added_tokens"]:
         token["id"] = vocabulary[token["content"]]
     path.write_text(json.dumps(content))
 
 
 def _fewer_rows(folder: Path) -> None:
-    _edit("config.json", text_config__vocab_size=6990)(folder)
-    write_weights(folder, {WORDS: [6990, 1]})
+    _edit("config.json", text_config__vocab_size=TOKENS - 10)(folder)
+    write_weights(folder, {WORDS: [TOKENS - 10, 1]})
 
 
 # By the broken part: how to break it, and the subject and the text of the line.
@@ -227,7 +231,7 @@ FAULTS: dict[str, tuple[Damage, str, str]] = {
     "rows of another vocabulary": (
         _edit("config.json", text_config__vocab_size=30522),
         "config",
-        "vocab_size is 30522, but the weight .* has 7000 rows; the file belongs to other weights",
+        f"vocab_size is 30522, but the weight .* has {TOKENS} rows; the file belongs to other weights",
     ),
     "positions of another model": (
         _edit("config.json", text_config__max_position_embeddings=512),
@@ -242,7 +246,7 @@ FAULTS: dict[str, tuple[Damage, str, str]] = {
     "special token without a row": (
         _special_token_beyond,
         "tokenizer",
-        r"the token '\[CLS\]' has an id beyond the 6999 rows .* belongs to another model",
+        rf"the token '\[CLS\]' has an id beyond the {TOKENS - 1} rows .* belongs to another model",
     ),
     "no length": (
         _edit("tokenizer_config.json", model_max_length=0),
@@ -288,7 +292,7 @@ DOUBTS: dict[str, tuple[Damage, str, str]] = {
     "a larger vocabulary": (
         _fewer_rows,
         "tokenizer",
-        r"7000 tokens, 6990 rows .*10 tokens have no embedding.*use the tokenizer that belongs",
+        rf"{TOKENS} tokens, {TOKENS - 10} rows .*10 tokens have no embedding.*use the tokenizer that belongs",
     ),
     "short texts": (
         _edit("tokenizer_config.json", model_max_length=16),
