@@ -332,7 +332,9 @@ class Job:
         if not is_silence:
             pause = delay_seconds(self._defaults.retry, error, self._tries, self._defaults.clock.random)
             self._resumes_at = max(self._resumes_at, self._defaults.clock.monotonic() + pause)
-        log_retry(f"request of {len(batch.entries)} items", error, self._tries, self.pause_seconds())
+        count = len(batch.entries)
+        what = f"request of {count} item{'' if count == 1 else 's'}"
+        log_retry(what, error, self._tries, self.pause_seconds())
         return True
 
     def _min_window(self, error: AlignserveError) -> int:
