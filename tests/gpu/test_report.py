@@ -105,28 +105,19 @@ def test_wheels_have_the_projects_versions() -> None:
 
 def test_a_repacked_wheel_has_the_same_files(tmp_path: Path) -> None:
     """Only their compression changes, and pip can install it."""
-    wheel = tmp_path / "some-1.0-py3-none-any.whl"
+    wheel, site = tmp_path / "some-1.0-py3-none-any.whl", tmp_path / "site"
+    tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("some.py", "VALUE = 1\n" * 1000)
         archive.writestr("some-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some\nVersion: 1.0\n")
-        archive.writestr(
-            "some-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        archive.writestr("some-1.0.dist-info/WHEEL", tags)
         archive.writestr("some-1.0.dist-info/RECORD", "")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
 
     prepare.repack(wheel)
 
-    install = [
-        "install",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--target",
-        str(tmp_path / "site"),
-        str(wheel),
-    ]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
-    assert (tmp_path / "site" / "some.py").read_text() == "VALUE = 1\n" * 1000
+    subprocess.run([*install, "--target", str(site), str(wheel)], check=True)
+    assert (site / "some.py").read_text() == "VALUE = 1\n" * 1000
     assert {member.compress_type for member in zipfile.ZipFile(wheel).infolist()} == {zipfile.ZIP_LZMA}
 
 

@@ -157,7 +157,6 @@ async def test_an_id_of_megabytes_is_not_echoed_whole(served: RunningServer) -> 
 @pytest.mark.parametrize("value", ["much", "0", "-1", ""])
 async def test_an_invalid_limit_is_refused_in_calls_and_streams(served: RunningServer, value: str) -> None:
     """It is not replaced by the default."""
-
     metadata = [(KEY, value)]
     by_call = await refused(served.stub.EmbedText(text_request("a"), metadata=metadata))
     # It sends no item: grpc.aio replaces a status that arrives while it sends by INTERNAL.

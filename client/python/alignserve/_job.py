@@ -333,7 +333,7 @@ class Job:
             pause = delay_seconds(self._defaults.retry, error, self._tries, self._defaults.clock.random)
             self._resumes_at = max(self._resumes_at, self._defaults.clock.monotonic() + pause)
         count = len(batch.entries)
-        what = f"request of {count} item{'' if count == 1 else 's'}"
+        what = f"request of {count} {'item' if count == 1 else 'items'}"
         log_retry(what, error, self._tries, self.pause_seconds())
         return True
 

@@ -31,14 +31,7 @@ QUESTIONS = Path(__file__).parent / "questions.jsonl"
 
 _PROGRAM = (sys.executable, "-m", "alignserve_server")
 _TIMED = 200  # images, and texts
-_SERVER_FLAGS = (
-    "--extra-image-formats",
-    "avif",
-    "--max-image-pixels",
-    "100000000",
-    "--text-cache-bytes",
-    "0",
-)
+_SERVER_FLAGS = ("--extra-image-formats=avif", "--max-image-pixels=100000000", "--text-cache-bytes=0")
 
 
 def main() -> None:

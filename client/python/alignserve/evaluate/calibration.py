@@ -73,13 +73,15 @@ class Calibration:
     @classmethod
     def of(cls, answers: Answers, bins: int = DEFAULT_BINS) -> Calibration:
         """Measures some answers; at least one."""
-        found = _binned(answers.score, answers.is_right, bins)
+        edges = np.linspace(0.0, 1.0, bins + 1)
+        bin_of = np.digitize(answers.score, edges[1:-1], right=True)
+        found = _binned(answers, bin_of, edges)
         is_sure = answers.score > SURE
         total = len(answers)
         return cls(
             bins=found,
             expected_error=sum(each.count * abs(each.gap) for each in found) / total,
-            error_if_calibrated=_error_if_calibrated(answers.score, bins),
+            error_if_calibrated=_error_if_calibrated(answers.score, bin_of),
             maximum_error=max(abs(each.gap) for each in found),
             mean_score=float(answers.score.mean()),
             accuracy=float(answers.is_right.mean()),
@@ -102,23 +104,16 @@ class Calibration:
         }
 
 
-def _error_if_calibrated(scores: NDArray[np.float64], bins: int) -> float:
+def _error_if_calibrated(scores: NDArray[np.float64], bin_of: NDArray[np.int64]) -> float:
     """Sums the mean deviations of the bins' numbers of right answers, taken as normally distributed."""
-    bin_of, _ = _bins_of(scores, bins)
-    variances = np.bincount(bin_of, weights=scores * (1 - scores), minlength=bins)
+    variances = np.bincount(bin_of, weights=scores * (1 - scores))
     return float(np.sqrt(2 / np.pi * variances).sum() / len(scores))
 
 
-def _bins_of(scores: NDArray[np.float64], bins: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Returns the bin of each score, and the edges of the bins."""
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    return np.digitize(scores, edges[1:-1], right=True), edges
-
-
-def _binned(scores: NDArray[np.float64], is_right: NDArray[np.bool_], bins: int) -> tuple[Bin, ...]:
-    bin_of, edges = _bins_of(scores, bins)
+def _binned(answers: Answers, bin_of: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[Bin, ...]:
+    scores, is_right = answers.score, answers.is_right
     found = []
-    for number in range(bins):
+    for number in range(len(edges) - 1):
         chosen = bin_of == number
         count = int(chosen.sum())
         means = (float(scores[chosen].mean()), float(is_right[chosen].mean())) if count else (None, None)
