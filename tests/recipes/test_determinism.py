@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def _trained_on_nouns(seed: int, draw_seed: int = 0) -> str:
     return _weights_of(tower)
 
 
-def _trained_on_sets(seed: int) -> str:
+def _trained_on_sets(seed: int, *, bfloat16: bool = False) -> str:
     tower = _tower()
     weight, spread = 0.05 * _random(vision.DIMENSION, vision.FEATURES), torch.ones(vision.DIMENSION)
     head = vision.linear_head(weight, torch.zeros(vision.DIMENSION), spread, seed=0)
@@ -87,12 +88,29 @@ def _trained_on_sets(seed: int) -> str:
     )
     sampler = tuning.SetSampler(data, names, imagined, classifier, seed)
     kept = training.NounSampler(_NOUNS, targets, np.random.default_rng(seed))
-    tuning.train_sets(tower, head, sampler, kept, targets[:2], 1, seed, lambda step, loss: None)
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    end = {id(parameter) for parameter in tower.parameters_of_end()}
+    tuning.train_sets(
+        tower,
+        tuning.Remembered(tower, bfloat16=bfloat16),
+        head,
+        sampler,
+        kept,
+        targets[:2],
+        1,
+        seed,
+        lambda step, loss: None,
+        bfloat16=bfloat16,
+    )
+    for name, parameter in tower.named_parameters():
+        assert torch.equal(parameter, before[name]) == (id(parameter) not in end), name
     return _weights_of(tower, head)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("train", [_trained_on_nouns, _trained_on_sets])
+@pytest.mark.parametrize(
+    "train", [_trained_on_nouns, _trained_on_sets, partial(_trained_on_sets, bfloat16=True)]
+)
 def test_the_seed_decides_the_weights(train: Callable[[int], str]) -> None:
     """The same seed gives the same bytes, another seed others."""
     first, again, other = train(0), train(0), train(1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.recipes.mini import notice, photo_list
+from server.recipes.mini import calibration, measure, notice, photo_list
 from server.recipes.mini.notice import Credit
 
 _SOURCE = {
@@ -45,6 +45,12 @@ def test_photographs_kept_for_questions_are_not_listed(listed: list[photo_list.L
     assert listed[0].photo.nouns == ("dog", "animal")
 
 
+def test_a_missing_photograph_says_how_to_fetch_it(listed: list[photo_list.Listed], tmp_path: Path) -> None:
+    """It may have been deleted since the run began."""
+    with pytest.raises(FileNotFoundError, match=r"dog.jpg is missing; fetch it: python -m .*photos /"):
+        photo_list.verify(listed[0], tmp_path)
+
+
 def test_another_file_than_the_listed_one_is_refused(listed: list[photo_list.Listed], tmp_path: Path) -> None:
     """The digest decides."""
     path = tmp_path / "museum" / "in" / "dog.jpg"
@@ -71,6 +77,27 @@ def test_the_notice_lists_photographs_by_licence(listed: list[photo_list.Listed]
         "  CC0-1.0\n"
         "    Ann: dog.jpg from museum/photos at 0123456789ab\n"
     )
+
+
+def test_the_page_counts_what_the_lists_have() -> None:
+    """Photographs come and go; the page's numbers must follow."""
+    sources = json.loads(photo_list.SOURCES.read_text("utf-8"))["sources"]
+    held = sum(picture["split"] != "train" for source in sources for picture in source["pictures"])
+    training = sum(any(picture["split"] == "train" for picture in source["pictures"]) for source in sources)
+    listed = photo_list.read()
+    withheld = sum(each.photo.is_withheld for each in listed)
+    setting, measuring = (
+        [json.loads(line)["image"] for line in path.read_text("utf-8").splitlines()]
+        for path in (calibration.QUESTIONS, measure.QUESTIONS)
+    )
+
+    page = " ".join(photo_list.SOURCES.with_name("SOURCES.md").read_text("utf-8").split())
+
+    assert f"{len(listed):,} photographs of {training} sources train" in page
+    assert f"leaves out {withheld:,} of them" in page
+    assert f"`calibration.jsonl` asks {len(setting)} questions about {len(set(setting))} of these" in page
+    assert f"{held} photographs more are held out" in page
+    assert f"`questions.jsonl` asks {len(measuring)} questions about {len(set(measuring))} of them" in page
 
 
 def test_the_template_has_a_place_for_photographs() -> None:

@@ -18,3 +18,17 @@ def test_a_text_has_the_same_embedding_alone_and_among_others() -> None:
         alone = torch.cat([tower([text]) for text in texts])
 
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_end_of_the_tower_embeds_what_the_rest_remembers() -> None:
+    """Both parts together are the tower."""
+    tower = TextTower([*SPECIAL, *"abcdefgh"]).eval()
+    texts = ["a b c d e f g h", "a", "b c"]
+
+    with torch.inference_mode():
+        attention_output = tower.attention_output(texts)
+        in_parts = tower.embed_from(attention_output)
+        whole = tower(texts)
+
+    assert attention_output.untyped_storage().nbytes() == attention_output.nbytes
+    torch.testing.assert_close(in_parts, whole, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 
 from server.recipes.mini.teacher import Noun
-from server.recipes.mini.tuning import blocks, known_by_mass, known_by_words, names_with_classes, set_loss
+from server.recipes.mini.tuning import (
+    best_agreement,
+    blocks,
+    known_by_mass,
+    known_by_words,
+    names_with_classes,
+    set_loss,
+)
 
 
 def test_lite0_knows_only_what_it_is_sure_of() -> None:
@@ -20,6 +27,14 @@ def test_a_phrase_of_which_some_words_are_right_is_unknown() -> None:
     right, may = torch.tensor([1.0, 0.0, 0.5, 0.0]), torch.tensor([1.0, 0.0, 0.5, 1.0])
 
     assert known_by_words(right, may).tolist() == [1, 0, -1, -1]
+
+
+def test_the_name_that_fits_best_counts() -> None:
+    """A noun may have several names; each photograph is compared with all of them."""
+    names = [("ox", "farm animal"), ("cup",), ("sports car", "sedan", "car")]
+    photos = [frozenset({"animal", "ox"}), frozenset({"sport", "cup"})]
+
+    assert best_agreement(names, photos).tolist() == [[1.0, 0.0, 0.0], [0.0, 1.0, 0.5]]
 
 
 def test_everyday_words_say_what_classes_show() -> None:

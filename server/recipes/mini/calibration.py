@@ -1,75 +1,67 @@
-"""Chooses the temperature: the one at which the scores of small sets of labels are most likely."""
+"""Chooses the temperature: the one at which the scores of small sets of labels are most likely.
+
+Questions about the collections that a rehearsal has not seen say how confident to be about photographs from
+other sources.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import nn
 
-Floats = NDArray[np.float32]
+from server.recipes.mini import text_start
+from server.recipes.mini.captions import Photo
+from server.recipes.mini.photo_sets import read_features
+from server.recipes.mini.vision import Head
 
+QUESTIONS = Path(__file__).parent / "calibration.jsonl"
+"""Questions about photographs that the rehearsal did not see, as people would ask them."""
+
+_TOGETHER = 128
 _TEMPERATURES = np.exp(np.linspace(np.log(0.01), np.log(0.3), 120))
 
 
-@dataclass(frozen=True)
-class Question:
-    """Cosines of one picture with its labels, and which label is right."""
+def write(text: Path, rehearsal: Path, extracted: Path, photos: Sequence[Photo], out: Path) -> None:
+    """Writes `calibration.json`: how the rehearsal does on `QUESTIONS`, and the temperature that suits it."""
+    tower = text_start.read(text / "vocab.txt", rehearsal / "tower.safetensors")
+    head = Head()
+    head.load_state_dict(load_file(rehearsal / "head.safetensors"))
+    asked = [json.loads(line) for line in QUESTIONS.read_text("utf-8").splitlines()]
+    labels = sorted({label for each in asked for label in each["labels"]})
+    with torch.inference_mode():
+        images = nn.functional.normalize(head(read_features(extracted)[:, 0]))
+        embedded = [tower(labels[at : at + _TOGETHER]) for at in range(0, len(labels), _TOGETHER)]
+        texts = nn.functional.normalize(torch.cat(embedded))
+    row_of = {photo.file: at for at, photo in enumerate(photos) if photo.is_withheld}
+    column_of = {label: at for at, label in enumerate(labels)}
+    questions = []
+    for each in asked:
+        wrong = [label for label in each["labels"] if label != each["answer"]]
+        columns = [column_of[label] for label in (each["answer"], *wrong)]
+        questions.append((texts[columns] @ images[row_of[each["image"]]]).numpy())
+    document = {
+        "questions": len(questions),
+        "right": sum(bool(cosines[0] > cosines[1:].max()) for cosines in questions),
+        "temperature": best_temperature(questions),
+    }
+    (out / "calibration.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
 
-    cosines: Floats  # (labels,)
-    answer: int
 
+def best_temperature(questions: Sequence[NDArray[np.float32]]) -> float:
+    """The temperature with the least mean -log score of the right labels.
 
-@dataclass(frozen=True)
-class Reliability:
-    """How often the best label is right, against the scores it gets."""
-
-    questions: int
-    right: float
-    mean_score: float
-    expected_error: float  # expected calibration error, ten bins of equal width
-    sure_and_wrong: float  # share of the questions answered wrong with a score above 0.9
-
-
-def scores(question: Question, temperature: float) -> Floats:
-    """The softmax of cosines over the temperature."""
-    logits = question.cosines / temperature
-    raised = np.exp(logits - logits.max())
-    return raised / raised.sum()
-
-
-def best_temperature(questions: Sequence[Question]) -> float:
-    """The temperature with the least mean -log score of the right labels."""
-    losses = [
-        -np.mean([np.log(scores(each, temperature)[each.answer] + 1e-12) for each in questions])
-        for temperature in _TEMPERATURES
-    ]
+    Each question is the cosines of a picture with its labels, (labels,), of which the first is right.
+    """
+    cosines = np.full((len(questions), max(len(each) for each in questions)), -np.inf)
+    for row, each in enumerate(questions):
+        cosines[row, : len(each)] = each
+    behind = cosines - cosines[:, :1]
+    losses = [np.log(np.exp(behind / each).sum(axis=1)).mean() for each in _TEMPERATURES]
     return float(_TEMPERATURES[int(np.argmin(losses))])
-
-
-def reliability(questions: Sequence[Question], temperature: float) -> Reliability:
-    """Measures all questions at a temperature."""
-    every = [scores(each, temperature) for each in questions]
-    best = np.array([each.max() for each in every])
-    right = np.array(
-        [int(each.argmax()) == question.answer for each, question in zip(every, questions, strict=True)]
-    )
-    return Reliability(
-        questions=len(questions),
-        right=float(right.mean()),
-        mean_score=float(best.mean()),
-        expected_error=expected_calibration_error(best, right),
-        sure_and_wrong=float(((best > 0.9) & ~right).mean()),
-    )
-
-
-def expected_calibration_error(best: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 10) -> float:
-    """The mean distance between score and share right, over bins of equal width weighted by their size."""
-    bin_of = np.minimum((best * bins).astype(int), bins - 1)
-    error = 0.0
-    for each in range(bins):
-        inside = bin_of == each
-        if inside.any():
-            error += inside.mean() * abs(best[inside].mean() - right[inside].mean())
-    return float(error)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from server.recipes.mini.meaning import Implications, content_words
+from server.recipes.mini.meaning import Implications, agreement, content_words
 from server.recipes.mini.phrases import with_article
 
 COLOURS = (
@@ -118,6 +119,68 @@ def _how_many(first: set[str], last: set[str]) -> int | None:
     return who - 1 if who in {1, 2} else None
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """Facts about photographs that their words do not give, each (photos,)."""
+
+    has_people: NDArray[np.bool_]
+    is_old: NDArray[np.bool_]
+    has_colours: NDArray[np.bool_]
+    has_places: NDArray[np.bool_]
+    number: NDArray[np.int64]  # place in `_COUNTS`, or -1
+    coloured: dict[str, list[int]]  # a thing, and the photographs of which its colour is known
+
+    @classmethod
+    def of(cls, photos: Sequence[Sequence[Phrase]], seen: Sequence[frozenset[str]]) -> _Facts:
+        """Reads phrases, and the words that they say and imply."""
+        kinds = [{phrase.kind for phrase in photo} for photo in photos]
+        numbers = {Phrase(texts[0], "count"): at for at, texts in enumerate(_COUNTS)}
+        coloured: dict[str, list[int]] = {}
+        for row, photo in enumerate(photos):
+            for phrase in photo:
+                if phrase.kind == "colour":
+                    coloured.setdefault(_thing(phrase), []).append(row)
+        return cls(
+            np.array([not words.isdisjoint(_PEOPLE) for words in seen]),
+            np.array(["old" in words for words in seen]),
+            np.array(["colour" in each for each in kinds]),
+            np.array(["place" in each for each in kinds]),
+            np.array([next((numbers[each] for each in photo if each in numbers), -1) for photo in photos]),
+            coloured,
+        )
+
+    def contradict(self, phrase: Phrase) -> NDArray[np.bool_]:
+        """Which photographs show otherwise: another colour of a thing, an empty place with people."""
+        found = np.zeros(len(self.number), np.bool_)
+        if phrase.kind == "colour":
+            found[self.coloured.get(_thing(phrase), [])] = True
+        elif phrase.kind == "count":
+            others = [at for at, texts in enumerate(_COUNTS) if phrase.text not in texts]
+            found = np.isin(self.number, others)
+        elif phrase.kind == "people" and "old" in phrase.text.split():
+            found = self.has_people & ~self.is_old
+        elif phrase.text.startswith("an empty "):
+            found = self.has_people
+        return found
+
+    def judge(self, phrase: Phrase) -> NDArray[np.bool_]:
+        """For which photographs a phrase is wrong if it shares no word.
+
+        Those whose tags have its kind; for numbers of people, those without people.
+        """
+        if phrase.kind == "hue":
+            return self.has_colours
+        if phrase.kind == "place":
+            return self.has_places
+        if phrase.kind == "count":
+            return ~self.has_people
+        return np.ones(len(self.number), np.bool_)
+
+
+def _thing(coloured: Phrase) -> str:
+    return coloured.text.partition(" ")[2]
+
+
 def known(photos: Sequence[Sequence[Phrase]], implications: Implications) -> Known:
     """Compares phrases with photographs. Phrases with their colour exchanged are added as wrong ones."""
     every = [phrase for photo in photos for phrase in photo]
@@ -128,18 +191,19 @@ def known(photos: Sequence[Sequence[Phrase]], implications: Implications) -> Kno
         implications.widened(frozenset().union(*(content_words(each.text) for each in photo)))
         for photo in photos
     ]
-    right = _by_words(words, seen)
-    own = [frozenset(photo) for photo in photos]
-    for column, phrase in enumerate(phrases):
-        for row, photo in enumerate(own):
-            if phrase in photo:
-                right[row, column] = 1
-            elif is_wrong(phrase, photo, seen[row]):
-                right[row, column] = 0
-            elif right[row, column] == 0 and not is_judged(phrase, photo, seen[row]):
-                right[row, column] = -1
-            elif right[row, column] == 1 and says_more_than_its_words(phrase, words[column]):
-                right[row, column] = -1  # the words occur, but perhaps not together
+    shares = agreement(words, seen)
+    facts = _Facts.of(photos, seen)
+    right = np.full(shares.shape, -1, np.int8)
+    for column, (phrase, own) in enumerate(zip(phrases, words, strict=True)):
+        share, verdict = shares[:, column], right[:, column]
+        if own:
+            verdict[(share == 0) & facts.judge(phrase)] = 0
+        if not says_more_than_its_words(phrase, own):  # else the words occur, but perhaps not together
+            verdict[share == 1] = 1
+        verdict[facts.contradict(phrase)] = 0
+    place = {phrase: at for at, phrase in enumerate(phrases)}
+    for row, photo in enumerate(photos):
+        right[row, [place[phrase] for phrase in photo]] = 1
     return Known(phrases, torch.from_numpy(right), seen)
 
 
@@ -154,49 +218,3 @@ def recoloured(phrase: Phrase) -> list[Phrase]:
 def says_more_than_its_words(phrase: Phrase, words: frozenset[str]) -> bool:
     """Whether it can be wrong for a photograph for which each of its words is right."""
     return phrase.kind == "count" or (phrase.kind in {"caption", "colour", "action"} and len(words) > 1)
-
-
-def is_wrong(phrase: Phrase, photo: frozenset[Phrase], seen: frozenset[str]) -> bool:
-    """Whether a phrase contradicts what is known: another colour of a thing, an empty place with people."""
-    if phrase.kind == "colour":
-        thing = phrase.text.partition(" ")[2]
-        return any(own.kind == "colour" and own.text.partition(" ")[2] == thing for own in photo)
-    if phrase.kind == "count":
-        own = [texts for texts in _COUNTS if Phrase(texts[0], "count") in photo]
-        return any(phrase.text not in texts for texts in own)
-    if phrase.kind == "people" and "old" in phrase.text.split() and seen & _PEOPLE:
-        return "old" not in seen
-    if phrase.text.startswith("an empty "):
-        return bool(seen & _PEOPLE)
-    return False
-
-
-def is_judged(phrase: Phrase, photo: frozenset[Phrase], seen: frozenset[str]) -> bool:
-    """Whether a phrase that shares no word with a photo is wrong for it: only if its kind was looked at."""
-    kinds = {own.kind for own in photo}
-    if phrase.kind == "hue":
-        return "colour" in kinds
-    if phrase.kind == "place":
-        return "place" in kinds
-    if phrase.kind == "count":
-        return not seen & _PEOPLE
-    return True
-
-
-def _by_words(phrases: Sequence[frozenset[str]], photos: Sequence[frozenset[str]]) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.int8]
-]:  # fmt: skip
-    """1 if all words of a phrase hold, 0 if none does, else -1."""
-    place = {word: at for at, word in enumerate(sorted(frozenset().union(*phrases)))}
-    said = np.zeros((len(phrases), len(place)), np.float32)
-    held = np.zeros((len(photos), len(place)), np.float32)
-    for rows, matrix in ((phrases, said), (photos, held)):
-        for row, words in enumerate(rows):
-            matrix[row, [place[word] for word in words if word in place]] = 1
-    shared = held @ said.T
-    sizes = said.sum(axis=1)
-    right = np.full(shared.shape, -1, np.int8)
-    right[(shared == sizes) & (sizes > 0)] = 1
-    right[shared == 0] = 0
-    right[:, sizes == 0] = -1
-    return right

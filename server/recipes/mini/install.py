@@ -22,6 +22,7 @@ CARD = "README.md"
 
 _NOT_WEIGHTS = frozenset({"prepared", CARD, "NOTICE"})
 _AFTERWARDS = frozenset({"install.py", "measure.py", "card.py"})  # they change no weight
+_DATA = ("everyday.txt", "sources.json", "calibration.jsonl")
 
 
 def install(built: Path) -> None:
@@ -66,10 +67,10 @@ def checkpoint_digest() -> str:
 
 
 def recipe_digest(folder: Path) -> str:
-    """One digest of what makes weights: modules without comments and docstrings, words and photographs."""
+    """One digest of what makes a checkpoint: modules without comments and docstrings, and what they read."""
     modules = [path for path in sorted(folder.glob("*.py")) if path.name not in _AFTERWARDS]
     lines = [f"{path.name} {code_digest(path)}\n" for path in modules]
-    lines += [f"{name} {file_digest(folder / name)}\n" for name in ("everyday.txt", "sources.json")]
+    lines += [f"{name} {file_digest(folder / name)}\n" for name in _DATA]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,8 +94,14 @@ class Implications:
 
 def agreement(phrases: Sequence[frozenset[str]], photos: Sequence[frozenset[str]]) -> NDArray[np.float32]:
     """(photos, phrases): the share of a phrase's words that hold for a photo; 0 for an empty phrase."""
-    shares = np.zeros((len(photos), len(phrases)), np.float32)
-    for row, known in enumerate(photos):
-        for column, words in enumerate(phrases):
-            shares[row, column] = len(words & known) / len(words) if words else 0.0
-    return shares
+    place = {word: at for at, word in enumerate(sorted(frozenset().union(*phrases)))}
+    said, held = _bags(phrases, place), _bags(photos, place)
+    return (held @ said.T) / np.maximum(said.sum(axis=1), 1)
+
+
+def _bags(texts: Sequence[frozenset[str]], place: Mapping[str, int]) -> NDArray[np.float32]:
+    """(texts, words): 1 for each word of a text that has a place."""
+    bags = np.zeros((len(texts), len(place)), np.float32)
+    for row, words in enumerate(texts):
+        bags[row, [place[word] for word in words if word in place]] = 1
+    return bags

@@ -37,8 +37,11 @@ def read(sources: Path = SOURCES) -> list[Listed]:
 
 
 def verify(listed: Listed, folder: Path) -> None:
-    """Raises `ValueError` if the photograph's file is not the one that was listed."""
-    digest = file_digest(folder / listed.photo.file)
+    """Raises `ValueError` for another file than was listed, and `FileNotFoundError` for none."""
+    path = folder / listed.photo.file
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; fetch it: python -m server.recipes.mini.photos {folder}")
+    digest = file_digest(path)
     if digest != listed.sha256:
         raise ValueError(
             f"{listed.photo.file} has SHA-256 {digest}, expected {listed.sha256}; fetch it again"

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from server.recipes.mini import (
+    calibration,
     captions,
     notice,
     nouns,
@@ -45,7 +46,7 @@ class Options:
     other_nouns: int = 9_000
     vocabulary_size: int = 6_850
     noun_steps: int = 800
-    set_steps: int = 800
+    set_steps: int = 1_500
     views: int = 4
     batch: int = 256
     bfloat16: bool = False
@@ -64,12 +65,14 @@ class Recipe:
         self._progress = progress
         self._device = torch.device(options.device)
         self._listed = photo_list.read()
+        self._photos = [each.photo for each in self._listed]
 
     def stages(self) -> list[Stage]:
         """All stages, in order. A stage runs again if one of its modules or options changes."""
         options = {
             **asdict(self.options),
-            "photographs": [[asdict(each.photo), each.sha256] for each in self._listed],
+            "files": [[each.photo.file, each.sha256] for each in self._listed],
+            "photographs": [asdict(photo) for photo in self._photos],
         }
 
         def stage(name: str, needs: str, modules: str, parameters: str = "") -> Stage:
@@ -82,7 +85,7 @@ class Recipe:
             )
 
         return [
-            stage("sources", "", "packages photos", "photographs"),
+            stage("sources", "", "packages photos", "files"),
             stage("space", "sources", "space vision colour"),
             stage(
                 "nouns",
@@ -102,14 +105,14 @@ class Recipe:
                 "training phrases text",
                 "seed device noun_steps batch bfloat16",
             ),
-            stage("features", "sources", "features vision colour captions", "seed device views photographs"),
-            stage("tuning", _TUNING_NEEDS, _TUNING_MODULES, "seed device set_steps"),
-            stage("rehearsal", _TUNING_NEEDS, _TUNING_MODULES, "seed device set_steps"),
+            stage("features", "sources", "features vision colour", "seed device views files"),
+            stage("tuning", _TUNING_NEEDS, _TUNING_MODULES, "seed device set_steps bfloat16 photographs"),
+            stage("rehearsal", _TUNING_NEEDS, _TUNING_MODULES, "seed device set_steps bfloat16 photographs"),
             stage(
                 "calibration",
-                "sources text rehearsal features",
-                "photo_sets calibration captions meaning nouns phrases text text_start tuning vision wordnet",
-                "seed",
+                "text rehearsal features",
+                "photo_sets calibration calibration.jsonl captions text text_start vision",
+                "photographs",
             ),
             stage(
                 "checkpoint",
@@ -138,7 +141,7 @@ class Recipe:
 
     def _text(self, folders: Mapping[str, Path], out: Path) -> None:
         size, seed = self.options.vocabulary_size, self.options.seed
-        seen = [phrase.text for each in self._listed for phrase in captions.phrases_of(each.photo)]
+        seen = [phrase.text for photo in self._photos for phrase in captions.phrases_of(photo)]
         text_start.write(
             folders["sources"], folders["nouns"], out, size, seen, seed, self._device, self._progress.at
         )
@@ -168,8 +171,7 @@ class Recipe:
             photo_list.verify(each, self._photographs)
         photo_sets.extract(
             folders["sources"],
-            [each.photo for each in self._listed],
-            self._photographs,
+            [self._photographs / each.photo.file for each in self._listed],
             out,
             self.options.views,
             self.options.seed,
@@ -189,6 +191,7 @@ class Recipe:
             photo_sets.Inputs(
                 *(folders[name] for name in ("sources", "space", "nouns", "text", "training", "features"))
             ),
+            self._photos,
             out,
             steps,
             self.options.seed,
@@ -197,11 +200,11 @@ class Recipe:
                 training * steps + step + 1, total, f"(loss {loss:.3f})"
             ),
             is_rehearsal=is_rehearsal,
+            bfloat16=self.options.bfloat16,
         )
 
     def _calibration(self, folders: Mapping[str, Path], out: Path) -> None:
-        names = ("sources", "text", "rehearsal", "features")
-        photo_sets.calibrate(*(folders[name] for name in names), out, self.options.seed)
+        calibration.write(*(folders[name] for name in ("text", "rehearsal", "features")), self._photos, out)
 
     def _checkpoint(self, folders: Mapping[str, Path], out: Path) -> None:
         head = Head()

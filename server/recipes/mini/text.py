@@ -59,6 +59,32 @@ class TextTower(nn.Module):
         found = torch.cat([self._first_token([texts[at] for at in group]) for group in groups])
         return found[torch.tensor(order, device=found.device).argsort()]
 
+    def attention_output(self, texts: Sequence[str]) -> Tensor:
+        """What the last layer's attention makes of the first token, (batch, WIDTH)."""
+        found: list[Tensor] = []
+        with self._last.intermediate.register_forward_pre_hook(
+            lambda _, inputs: found.append(inputs[0][:, 0].clone())  # without the other tokens' memory
+        ):
+            self._first_token(texts)
+        return found[0]
+
+    def embed_from(self, attention_output: Tensor) -> Tensor:
+        """Returns the embeddings of texts, given what `attention_output` returned for them."""
+        return self.projection(self._last.output(self._last.intermediate(attention_output), attention_output))
+
+    def parameters_of_end(self) -> list[nn.Parameter]:
+        """Those behind the last layer's attention: its feed-forward network and the projection."""
+        modules = (self._last.intermediate, self._last.output, self.projection)
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def untrained_parameters(self) -> list[nn.Parameter]:
+        """Those that do not come from MiniLM: the last layer and the projection."""
+        return [*self._last.parameters(), *self.projection.parameters()]
+
+    @property
+    def _last(self) -> nn.Module:
+        return self.model.encoder.layer[-1]
+
     def _first_token(self, texts: Sequence[str]) -> Tensor:
         device = self.projection.weight.device
         encoded = self._tokenizer.encode_batch(texts)
@@ -66,10 +92,6 @@ class TextTower(nn.Module):
         mask = torch.tensor([each.attention_mask for each in encoded], device=device)
         hidden: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         return hidden[:, 0]
-
-    def untrained_parameters(self) -> list[nn.Parameter]:
-        """Those that do not come from MiniLM: the last layer and the projection."""
-        return [*self.model.encoder.layer[-1].parameters(), *self.projection.parameters()]
 
 
 def initial_state(minilm: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:

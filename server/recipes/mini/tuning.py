@@ -1,6 +1,8 @@
-"""Trains the head and the text tower's projection together, on sets of labels of which one is right.
+"""Trains the head and the end of the text tower together, on sets of labels of which one is right.
 
-The layers of the text tower stay as nouns trained them: a few thousand phrases would bend them.
+The end is the last layer's feed-forward network and the projection. The projection by itself is linear, which
+is too little to tell labels apart even for the training photographs. The layers before it stay as nouns
+trained them: a few thousand phrases would bend them, and each text runs through them only once.
 
 A step shows photographs and imagined features, and asks of each which of some texts is right. Texts about
 which nothing is known for a picture are left out of its set. The loss is what `Classify` is judged by: the
@@ -39,7 +41,7 @@ _NAMED_CLASSES = 64
 _TOGETHER = 256
 _HELD_WEIGHT = 2.0
 _KEPT_IMAGES = 3.0  # the weight of what a picture's class elements were before
-_PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 96, 12, 64, 16, 16
+_PHOTOS, _PAINTED, _IMAGINED, _MORE_PHRASES, _MORE_NOUNS = 128, 12, 64, 16, 16
 _OF_EACH_KIND, _RECOLOURED = 128, 2
 
 
@@ -92,9 +94,7 @@ class SetSampler:
             probabilities = self._photo_classes[:, 0]
             self._photo_nouns = known_by_mass(probabilities @ names.shows, probabilities @ names.may)
         self._sure_photo = probabilities.max(dim=1).values > _SURE
-        self._noun_agreement = torch.stack(
-            [best_agreement(noun.names, photos.known.words) for noun in names.nouns], dim=1
-        )
+        self._noun_agreement = best_agreement([noun.names for noun in names.nouns], photos.known.words)
         self._everyday = torch.tensor([noun.kind == "everyday" for noun in names.nouns])
         self._words = [content_words(phrase.text) for phrase in photos.known.phrases]
         self._right_phrases = [torch.nonzero(row == 1).flatten().numpy() for row in photos.known.right]
@@ -234,9 +234,11 @@ class SetSampler:
         return filled(TEMPLATES[self._rng.integers(len(TEMPLATES))], phrase)
 
 
-def best_agreement(names: Sequence[str], photos: Sequence[frozenset[str]]) -> Tensor:
-    """(photos,): the largest share of the words of a name that hold for a photo."""
-    return torch.from_numpy(agreement([content_words(name) for name in names], photos).max(axis=1))
+def best_agreement(names: Sequence[Sequence[str]], photos: Sequence[frozenset[str]]) -> Tensor:
+    """(photos, nouns): the largest share of the words of one of a noun's names that hold for a photo."""
+    words = [content_words(name) for own in names for name in own]
+    starts = np.cumsum([0, *(len(own) for own in names[:-1])])
+    return torch.from_numpy(np.maximum.reduceat(agreement(words, photos), starts, axis=1))
 
 
 def blocks(first: Tensor, second: Tensor) -> Tensor:
@@ -296,6 +298,7 @@ def ranking_loss(images: Tensor, probabilities: Tensor, classes: Tensor) -> Tens
 
 def train_sets(
     tower: TextTower,
+    remembered: Remembered,
     head: Head,
     sampler: SetSampler,
     nouns: NounSampler,
@@ -303,27 +306,34 @@ def train_sets(
     steps: int,
     seed: int,
     report: Callable[[int, float], None],
+    *,
+    bfloat16: bool,
 ) -> None:
-    """Trains the projection and the head in place, on the device of `classes`.
+    """Trains the end of the tower and the head in place, on the device of `classes`.
 
-    `nouns` and Lite0's ranking of classes hold on to what both knew before.
+    `remembered` must be of a tower with the same weights before its end. `nouns` and Lite0's ranking of
+    classes hold on to what both knew before. With `bfloat16`, the end is computed in it.
     """
     device = classes.device
+
+    def embed(inputs: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            return tower.embed_from(inputs).float()
+
     generator = torch.Generator().manual_seed(seed)
     anchor = copy.deepcopy(head)
     log_scale = nn.Parameter(torch.log(torch.tensor(_START_SCALE, device=device)))
-    trained = [*tower.projection.parameters(), *head.parameters(), log_scale]
+    trained = [*tower.parameters_of_end(), *head.parameters(), log_scale]
     adam = torch.optim.AdamW(trained, lr=_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    tokens = Remembered(tower)
     held_texts, held = nouns.draw(_HELD_NOUNS)
-    held, held_tokens = held.to(device), tokens(held_texts)
-    name_tokens = tokens(sampler.class_names)
+    held, held_inputs = held.to(device), remembered(held_texts)
+    name_inputs = remembered(sampler.class_names)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = _RATE * rate_factor(step, steps)
         sets = sampler.draw()
         features, right = sets.features.to(device), sets.right.to(device)
-        predicted = tower.projection(tokens(sets.texts))
+        predicted = embed(remembered(sets.texts))
         texts = nn.functional.normalize(predicted)
         images = nn.functional.normalize(head(features))
         with torch.no_grad():
@@ -335,13 +345,13 @@ def train_sets(
         loss = loss + _KEPT_IMAGES * (1 - cosine_of_classes(images, before)).mean()
         ranked, probabilities = images[-len(sets.classes) :], sets.classes.to(device)
         loss = loss + ranking_loss(ranked, probabilities, classes)
-        every = nn.functional.normalize(tower.projection(name_tokens))
+        every = nn.functional.normalize(embed(name_inputs))
         loss = loss + ranking_loss(ranked, probabilities, every)
-        names = nn.functional.normalize(tower.projection(tokens(sets.class_names)))
+        names = nn.functional.normalize(embed(remembered(sets.class_names)))
         among = probabilities[:, sets.named.to(device)]
         loss = loss + ranking_loss(ranked, among / among.sum(dim=1, keepdim=True), names)
         kept = torch.randint(len(held), (_KEPT_NOUNS,), generator=generator).to(device)
-        loss = loss + _HELD_WEIGHT * noun_loss(tower.projection(held_tokens[kept]), held[kept], classes)
+        loss = loss + _HELD_WEIGHT * noun_loss(embed(held_inputs[kept]), held[kept], classes)
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -350,18 +360,20 @@ def train_sets(
 
 
 class Remembered:
-    """What a tower's projection gets of texts, (texts, WIDTH), each computed once."""
+    """What the end of a tower gets of texts, (texts, WIDTH), each computed once."""
 
-    def __init__(self, tower: TextTower) -> None:
+    def __init__(self, tower: TextTower, *, bfloat16: bool) -> None:
         self._tower = tower
+        self._bfloat16 = bfloat16
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         new = sorted({text for text in texts if text not in self._known}, key=lambda text: (len(text), text))
-        with torch.no_grad():
+        device = self._tower.projection.weight.device.type
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self._bfloat16):
             for start in range(0, len(new), _TOGETHER):
                 some = new[start : start + _TOGETHER]
-                self._known |= zip(some, self._tower.first_token(some), strict=True)
+                self._known |= zip(some, self._tower.attention_output(some).float(), strict=True)
         return torch.stack([self._known[text] for text in texts])
 
 
