@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,6 @@ from alignserve_server.api import (
     ImageInput,
     PixelArray,
     QueryTerm,
-    ScoredLabel,
     ServiceInfo,
     Timings,
 )
@@ -59,21 +58,6 @@ def comparisons(compared: Comparisons) -> list[pb.Comparison]:
     """Returns the comparison of each pair."""
     pairs = zip(compared.similarities.tolist(), compared.logits.tolist(), strict=True)
     return [pb.Comparison(similarity=similarity, logit=logit) for similarity, logit in pairs]
-
-
-def add_classification_result(
-    response: pb.ClassifyResponse, label_names: Sequence[str], scored: Iterable[ScoredLabel]
-) -> None:
-    """Adds the result of one image, best label first, in place: a large response takes long to copy."""
-    add = response.results.add().classifications.add
-    for each in scored:
-        add(
-            label=label_names[each.label_index],
-            label_index=each.label_index,
-            score=each.score,
-            similarity=each.similarity,
-            logit=each.logit,
-        )
 
 
 def inference_stats(timings: Timings, start: float, cached_label_count: int = 0) -> pb.InferenceStats:

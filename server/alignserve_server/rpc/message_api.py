@@ -163,21 +163,22 @@ class MessageApi:
 
     async def _classify(self, request: pb.ClassifyRequest, call: CallContext, room: ResponseRoom) -> bytes:
         start = time.perf_counter()
-        response = pb.ClassifyResponse()
+        results: list[bytes] = []
         found = await self._service.classify(
             convert.image_inputs(request.images),
             LabelQuery(request.labels, request.prompt_templates, request.top_k),
             call,
-            partial(convert.add_classification_result, response),
+            lambda labels, scored: results.append(response_bytes.classification_result(labels, scored)),
             bound=ResponseBound(
                 lambda _: response_size.classify_response_bytes(request),
                 partial(room.take_for_classifications, call.paths.labels),
             ),
         )
         if request.include_stats:
-            stats = convert.inference_stats(found.timings, start, found.cached_label_count)
-            response.stats.CopyFrom(stats)
-        return _serialized(response)
+            results.append(
+                _stats(pb.ClassifyResponse, request, found.timings, start, found.cached_label_count)
+            )
+        return b"".join(results)  # a single result is not copied
 
     async def _compare(self, request: pb.CompareRequest, call: CallContext, room: ResponseRoom) -> bytes:
         start = time.perf_counter()
@@ -222,9 +223,9 @@ def _serialized(message: Message) -> bytes:
     return serialized
 
 
-def _stats(response: Any, request: Any, timings: Timings, start: float) -> bytes:
+def _stats(response: Any, request: Any, timings: Timings, start: float, cached_label_count: int = 0) -> bytes:
     """Returns the field `stats` of a kind of response, if the request asks for it."""
     if not request.include_stats:
         return b""
-    stats = convert.inference_stats(timings, start)
+    stats = convert.inference_stats(timings, start, cached_label_count)
     return response_bytes.field(response.STATS_FIELD_NUMBER, stats.SerializeToString())

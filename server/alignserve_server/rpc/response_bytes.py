@@ -1,19 +1,20 @@
-"""Writes responses with embeddings in protobuf's wire format, straight from arrays.
+"""Writes large responses in protobuf's wire format, part by part.
 
-As messages they would be copied three times: into each `Embedding`, into the response, and out of it. For
-sixty-four texts that takes twenty times as long as this.
+As messages, embeddings would be copied three times: into each `Embedding`, into the response, and out of it.
+For sixty-four texts that takes twenty times as long as this. A message with megabytes of labels would be
+serialized in one call, which holds the GIL for about 20 ms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
 from alignserve.v1 import align_service_pb2 as pb
 from numpy.typing import NDArray
 
-from alignserve_server.api import TokenizedText, pack_signs, quantize_int8
+from alignserve_server.api import ScoredLabel, TokenizedText, pack_signs, quantize_int8
 from alignserve_server.errors import InvalidArgument
 
 _FORMAT = "embedding_options.format"
@@ -21,6 +22,8 @@ _LENGTH, _FOUR_BYTES = 2, 5  # wire types
 
 # The same in all three responses with embeddings.
 _EMBEDDINGS = pb.EmbedTextResponse.EMBEDDINGS_FIELD_NUMBER
+
+_LABELS_AT_ONCE = 8  # more of the longest ones, 32 KiB each, take longer together than one by one
 
 EncodeEmbeddings = Callable[[NDArray[np.float32]], bytes]
 """Turns embeddings, (items, embedding_dimension), into the field `embeddings` of a response."""
@@ -45,6 +48,24 @@ def tokenizations(tokenized: Iterable[TokenizedText]) -> bytes:
     return b"".join(
         [_tokenization(len(text.input_ids), text.truncated, text.unknown_token_count) for text in tokenized]
     )
+
+
+def classification_result(label_names: Sequence[str], scored: Sequence[ScoredLabel]) -> bytes:
+    """Returns an element of the field `results` of a classification: the scores of one image, best first."""
+    parts = []
+    for start in range(0, len(scored), _LABELS_AT_ONCE):
+        part = pb.ClassificationResult()  # the bytes of a message are those of its parts, in order
+        for each in scored[start : start + _LABELS_AT_ONCE]:
+            part.classifications.add(
+                label=label_names[each.label_index],
+                label_index=each.label_index,
+                score=each.score,
+                similarity=each.similarity,
+                logit=each.logit,
+            )
+        parts.append(part.SerializeToString())
+    header = _tag(pb.ClassifyResponse.RESULTS_FIELD_NUMBER, _LENGTH) + _varint(sum(map(len, parts)))
+    return b"".join((header, *parts))
 
 
 def field(number: int, content: bytes) -> bytes:

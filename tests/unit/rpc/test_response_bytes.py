@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from alignserve.v1 import align_service_pb2 as pb
-from alignserve_server.api import TokenizedText, pack_signs, quantize_int8
+from alignserve_server.api import ScoredLabel, TokenizedText, pack_signs, quantize_int8
 from alignserve_server.rpc import response_bytes
 
 EMBEDDINGS = np.random.default_rng(0).standard_normal((3, 20)).astype(np.float32)
@@ -64,6 +64,20 @@ def test_unknown_tokens_are_counted_per_text() -> None:
         (4, False, 2),
         (3, True, 0),
     ]
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 1000])
+def test_classifications_are_written_as_protobuf_does(count: int) -> None:
+    """However many labels an image has, byte for byte, best label first."""
+    labels = [f"étiquette {i}" for i in range(count)]
+    scored = [ScoredLabel(i, 1 / (count - i), -i / 8, -i / 2) for i in reversed(range(count))]
+
+    written = response_bytes.classification_result(labels, scored)
+
+    result = pb.ClassificationResult(
+        classifications=[pb.Classification(label=labels[each[0]], **each._asdict()) for each in scored]
+    )
+    assert written == pb.ClassifyResponse(results=[result]).SerializeToString()
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 20_000])

@@ -44,9 +44,10 @@ def classified(request: pb.ClassifyRequest, rng: random.Random) -> pb.ClassifyRe
     images = numbers.standard_normal((len(request.images), 4)).astype(np.float32)
     labels = numbers.standard_normal((len(request.labels), 4)).astype(np.float32)
     scored = score_images(images, labels, 1.0, request.top_k)
-    response = pb.ClassifyResponse(stats=largest_stats() if request.include_stats else None)
-    for each in scored:
-        convert.add_classification_result(response, list(request.labels), each)
+    written = b"".join([response_bytes.classification_result(request.labels, each) for each in scored])
+    response = pb.ClassifyResponse.FromString(written)
+    if request.include_stats:
+        response.stats.CopyFrom(largest_stats())
     return response
 
 
