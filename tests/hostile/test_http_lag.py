@@ -1,4 +1,4 @@
-"""Bodies over HTTP that take long hold up no other caller for longer than is documented."""
+"""Bodies over HTTP that take long hold up no other caller for long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.hostile.lag import TickingServer, ticking_server
 
 pytestmark = [pytest.mark.hostile, pytest.mark.long]
 
-_MAX_LAG_SECONDS = 0.2  # twice what `server/docs/http.md` says, for slower machines
+_MAX_LAG_PARSES = 20.0  # 0.2 s where one takes 10 ms, twice what `server/docs/http.md` says
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,6 @@ async def test_no_body_holds_up_others(ticking_http: TickingServer, name: str) -
             answer = await client.post(url, content=body, headers=headers)
             assert answer.status_code in (200, 400)
 
-        lag = await ticking_http.least_lag(attack, bound=_MAX_LAG_SECONDS)
+        lag = await ticking_http.least_lag_in_parses(attack, bound=_MAX_LAG_PARSES)
 
-    assert lag < _MAX_LAG_SECONDS
+    assert lag < _MAX_LAG_PARSES

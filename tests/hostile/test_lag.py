@@ -17,6 +17,7 @@ from tests.integration.serving import text_request, until
 pytestmark = pytest.mark.hostile
 
 _BLOCKED_SECONDS = 0.2
+_MAX_LAG_PARSES = 10.0
 
 
 def _compute() -> None:
@@ -53,6 +54,8 @@ async def test_a_blocked_loop_is_detected(tmp_path: Path, block: Callable[[], No
 
 async def test_the_lag_of_a_server_is_measured(ticking: TickingServer, live: LiveServer) -> None:
     """The server works as usual, and small calls cause little lag."""
-    lag = await ticking.least_lag(lambda: live.stub.EmbedText(text_request("a")), bound=0.1)
+    lag = await ticking.least_lag_in_parses(
+        lambda: live.stub.EmbedText(text_request("a")), bound=_MAX_LAG_PARSES
+    )
 
-    assert 0.0 <= lag < 0.1
+    assert 0.0 <= lag < _MAX_LAG_PARSES
