@@ -15,7 +15,7 @@ from server.recipes.mini.digests import file_digest
 
 _AGAIN = "run `python -m server.recipes.mini.measure`"
 _FOLDERS = (install.CHECKPOINT, install.CHECKPOINT / "prepared")
-_FIGURES = {
+_FIGURES: dict[str, Any] = {
     "weight_bytes": 25_036_052,
     "parameters": 12_500_000,
     "temperature": 0.035,
@@ -29,6 +29,10 @@ _FIGURES = {
     },
     "imagenet": {"top_1": 0.5, "top_5": 0.75},
     "milliseconds": {"image": 12.34, "text": 2.0},
+}
+_FIGURES["sources"] = {
+    "seen": {"questions": {"rooms": {"count": 20, "right": 17}}, "calibration": _FIGURES["calibration"]},
+    "unseen": {"questions": {"colours": {"count": 20, "right": 9}}, "calibration": _FIGURES["calibration"]},
 }
 _MEASURED = {"machine": "2 cores", "load": 1.25, "date": "2026-11-29", "figures": _FIGURES}
 
@@ -110,11 +114,43 @@ def test_what_was_not_measured_stays_empty() -> None:
     """Without ImageNet's photographs there is no figure of them."""
     figures = {**_FIGURES, "imagenet": None}
 
-    table = card.TABLES["mini-scores"]({**_MEASURED, "figures": figures, "former": _FIGURES})
+    table = card.TABLES["mini-imagenet"]({**_MEASURED, "figures": figures, "former": _FIGURES})
 
-    assert table.splitlines()[-1] == "| the same, top-5 |  | 75.0% |"
+    assert table.splitlines()[-1] == "| top-5 |  | 75.0% |"
+
+
+def test_sure_answers_are_compared() -> None:
+    """How many of them are wrong, and how far scores are from shares in general."""
+    table = card.TABLES["mini-scores"]({**_MEASURED, "former": _FIGURES})
+
     assert "| wrong answers among those above 0.9 | 2 of 30 | 2 of 30 |" in table
     assert "| the same, if perfectly calibrated | 0.050 | 0.050 |" in table
+
+
+def test_questions_are_counted_by_whether_their_source_trains() -> None:
+    """Each has its share that is right, its calibration error and its sure answers."""
+    table = card.TABLES["mini-sources"]({**_MEASURED, "former": None})
+
+    assert table.splitlines()[-2:] == [
+        "| other photographs of the source train | 20 | 17 (85.0%) | 0.123 | 2 of 30 |",
+        "| no photograph of the source trains | 20 | 9 (45.0%) | 0.123 | 2 of 30 |",
+    ]
+
+
+def test_questions_are_split_by_source(tmp_path: Path) -> None:
+    """A source that has photographs on both sides trains; no question is lost."""
+    sources, questions = tmp_path / "sources.json", tmp_path / "questions.jsonl"
+    pictures = {"zoo": ["train", "held-out"], "farm": ["held-out"]}
+    listed = [
+        {"id": name, "pictures": [{"split": split} for split in splits]} for name, splits in pictures.items()
+    ]
+    sources.write_text(json.dumps({"sources": listed}), "utf-8")
+    lines = [f'{{"image": "{name}/{at}.jpg"}}\n' for at, name in enumerate(("zoo", "farm", "zoo"))]
+    questions.write_text("".join(lines), "utf-8")
+
+    parts = measure.by_source(questions, sources)
+
+    assert parts == {"seen": [lines[0], lines[2]], "unseen": [lines[1]]}
 
 
 def test_photographs_named_by_class_get_folders(tmp_path: Path) -> None:

@@ -53,10 +53,33 @@ def _questions(measured: _Figures) -> str:
 
 
 def _total(answers: Sequence[_Figures]) -> tuple[str, ...]:
-    asked = [sum(kind["count"] for kind in each.values()) for each in answers]
-    right = [sum(kind["right"] for kind in each.values()) for each in answers]
-    shares = [f"**{good} ({good / count:.1%})**" for good, count in zip(right, asked, strict=True)]
-    return ("**all**", f"**{asked[0]}**", *shares)
+    return ("**all**", f"**{_count(answers[0])}**", *(f"**{_right(each)}**" for each in answers))
+
+
+def _sources(measured: _Figures) -> str:
+    columns = _columns(measured)
+    rows = [
+        (
+            name,
+            str(_count(measured["figures"]["sources"][key]["questions"])),
+            *(_right(figures["sources"][key]["questions"]) for figures in columns.values()),
+            *(f"{figures['sources'][key]['calibration']['error']:.3f}" for figures in columns.values()),
+            *(_sure_and_wrong(figures["sources"][key]) for figures in columns.values()),
+        )
+        for name, key in _SOURCES.items()
+    ]
+    facts = ("right", "calibration error", "wrong above 0.9")
+    header = ("sources", "questions", *(f"{fact} {name}" for fact in facts for name in columns))
+    return table(header, rows, has_figures=True)
+
+
+def _count(questions: _Figures) -> int:
+    return sum(kind["count"] for kind in questions.values())
+
+
+def _right(questions: _Figures) -> str:
+    right = sum(kind["right"] for kind in questions.values())
+    return f"{right} ({right / _count(questions):.1%})"
 
 
 def _facts(rows: Sequence[_Row], measured: _Figures) -> str:
@@ -94,13 +117,18 @@ _SCORES: tuple[_Row, ...] = (
     ("expected calibration error", lambda figures: f"{figures['calibration']['error']:.3f}"),
     ("the same, if perfectly calibrated", lambda figures: f"{figures['calibration']['if_calibrated']:.3f}"),
     ("wrong answers among those above 0.9", _sure_and_wrong),
-    ("ImageNet's sample photographs among all names, top-1", _of_imagenet("top_1")),
-    ("the same, top-5", _of_imagenet("top_5")),
 )
+_IMAGENET: tuple[_Row, ...] = (("top-1", _of_imagenet("top_1")), ("top-5", _of_imagenet("top_5")))
+_SOURCES = {
+    "other photographs of the source train": "seen",
+    "no photograph of the source trains": "unseen",
+}
 
 TABLES: dict[str, Callable[[_Figures], str]] = {
     "mini-size": _size,
     "mini-questions": _questions,
+    "mini-sources": _sources,
     "mini-scores": partial(_facts, _SCORES),
+    "mini-imagenet": partial(_facts, _IMAGENET),
 }
 """By name: what a page puts between markers, in Markdown."""

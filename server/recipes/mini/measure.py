@@ -22,7 +22,7 @@ from alignserve import Client, cli
 from safetensors import safe_open
 
 from deploy.quickstart import LABELS, PHOTO, TEMPLATE
-from server.recipes.mini import card, install
+from server.recipes.mini import card, install, photo_list
 from server.recipes.mini.digests import file_digest
 from tests.load.processor import processor
 from tests.processes import ROOT, server_process
@@ -80,14 +80,12 @@ def figures(
         return {
             **_size(checkpoint / "model.safetensors"),
             "temperature": client.model_info().temperature,
-            "questions": {
-                kind["name"]: {"count": kind["count"], "right": kind["right"]}
-                for kind in sorted(asked["questions"]["by_kind"], key=lambda kind: kind["name"])
-            },
-            "calibration": {
-                "error": asked["calibration"]["expected_calibration_error"],
-                "if_calibrated": asked["calibration"]["calibration_error_if_calibrated"],
-                **{name: asked["calibration"][name] for name in ("mean_score", "sure", "sure_and_wrong")},
+            "questions": _by_kind(asked),
+            "calibration": _calibration(asked),
+            "sources": {
+                name: {"questions": _by_kind(part), "calibration": _calibration(part)}
+                for name, questions in by_source(QUESTIONS, photo_list.SOURCES).items()
+                for part in [_of_part(server.address, Path(folder, name), questions, photographs)]
             },
             "imagenet": None if imagenet is None else _of_imagenet(server.address, Path(folder), imagenet),
             "milliseconds": _milliseconds(client, photographs),
@@ -112,6 +110,41 @@ def by_class(samples: Iterable[Path], folder: Path) -> None:
         name = sample.stem.partition("_")[2]
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / sample.name).symlink_to(sample.resolve())
+
+
+def by_source(questions: Path, sources: Path) -> dict[str, list[str]]:
+    """Returns the lines with questions about sources of which other photographs train, and the others."""
+    trains = {
+        source["id"]: any(picture["split"] == "train" for picture in source["pictures"])
+        for source in json.loads(sources.read_text("utf-8"))["sources"]
+    }
+    parts: dict[str, list[str]] = {"seen": [], "unseen": []}
+    for line in questions.read_text("utf-8").splitlines(keepends=True):
+        source = json.loads(line)["image"].partition("/")[0]
+        parts["seen" if trains[source] else "unseen"].append(line)
+    return parts
+
+
+def _of_part(address: str, to: Path, questions: Iterable[str], photographs: Path) -> dict[str, Any]:
+    listed = to.with_suffix(".jsonl")
+    listed.write_text("".join(questions), "utf-8")
+    return _evaluated(address, to, listed, "--image-root", photographs)
+
+
+def _by_kind(report: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return {
+        kind["name"]: {"count": kind["count"], "right": kind["right"]}
+        for kind in sorted(report["questions"]["by_kind"], key=lambda kind: kind["name"])
+    }
+
+
+def _calibration(report: dict[str, Any]) -> dict[str, float]:
+    found = report["calibration"]
+    return {
+        "error": found["expected_calibration_error"],
+        "if_calibrated": found["calibration_error_if_calibrated"],
+        **{name: found[name] for name in ("mean_score", "sure", "sure_and_wrong")},
+    }
 
 
 def _former() -> dict[str, Any] | None:
