@@ -6,7 +6,6 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
@@ -109,7 +108,7 @@ def _trained_on_sets(seed: int, *, bfloat16: bool = False) -> str:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "train", [_trained_on_nouns, _trained_on_sets, partial(_trained_on_sets, bfloat16=True)]
+    "train", [_trained_on_nouns, _trained_on_sets, functools.partial(_trained_on_sets, bfloat16=True)]
 )
 def test_the_seed_decides_the_weights(train: Callable[[int], str]) -> None:
     """The same seed gives the same bytes, another seed others."""

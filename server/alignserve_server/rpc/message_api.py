@@ -174,11 +174,8 @@ class MessageApi:
                 partial(room.take_for_classifications, call.paths.labels),
             ),
         )
-        if request.include_stats:
-            results.append(
-                _stats(pb.ClassifyResponse, request, found.timings, start, found.cached_label_count)
-            )
-        return b"".join(results)  # a single result is not copied
+        stats = _stats(pb.ClassifyResponse, request, found.timings, start, found.cached_label_count)
+        return b"".join([*results, stats] if stats else results)  # a single result is not copied
 
     async def _compare(self, request: pb.CompareRequest, call: CallContext, room: ResponseRoom) -> bytes:
         start = time.perf_counter()

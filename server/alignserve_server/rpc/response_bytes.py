@@ -64,8 +64,7 @@ def classification_result(label_names: Sequence[str], scored: Sequence[ScoredLab
                 logit=each.logit,
             )
         parts.append(part.SerializeToString())
-    header = _tag(pb.ClassifyResponse.RESULTS_FIELD_NUMBER, _LENGTH) + _varint(sum(map(len, parts)))
-    return b"".join((header, *parts))
+    return b"".join((_header(pb.ClassifyResponse.RESULTS_FIELD_NUMBER, sum(map(len, parts))), *parts))
 
 
 def field(number: int, content: bytes) -> bytes:
