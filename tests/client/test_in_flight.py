@@ -44,6 +44,18 @@ def test_results_leave_as_they_are_answered() -> None:
     assert taken(in_flight) == ["c"]
 
 
+def test_results_keep_the_order_of_their_answers() -> None:
+    """Without order, also those that are taken later leave in the order in which they were answered."""
+    in_flight = InFlightItems(4, ordered=False)
+    entered(in_flight, "a", "b")
+    in_flight.enter(TextItem("x", id="x"), AlignserveError("unreadable"))
+    entered(in_flight, "d")
+    for number in (3, 1, 0):
+        answer(in_flight, number)
+
+    assert taken(in_flight) == ["x", "d", "b", "a"]
+
+
 def test_ordered_results_wait_for_those_before_them() -> None:
     """With order, answers and items that failed in the client are taken in the order of reading."""
     in_flight = InFlightItems(3, ordered=True)
