@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -49,6 +50,23 @@ def test_commands_use_flags_that_exist() -> None:
     assert used - _OTHER_FLAGS - {_flag(name) for name in Settings.model_fields} == set()
 
 
+def test_make_targets_exist() -> None:
+    """Each `make TARGET` of a page is one of the Makefile's."""
+    targets = set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE))
+    named = {target for command in _commands() for target in re.findall(r"^make ([a-z][a-z-]*)", command)}
+
+    assert "run" in named
+    assert named - targets == set()
+
+
+def test_modules_exist() -> None:
+    """Each `python -m MODULE` of a page can be found from the root of the repository."""
+    named = {module for line in _commands() for module in re.findall(r"\bpython3? -m ([\w.]+)", line)}
+
+    assert "server.recipes.mini" in named
+    assert [module for module in named if importlib.util.find_spec(module) is None] == []
+
+
 def test_variables_are_known() -> None:
     """Each variable `ALIGNSERVE_…` on a page is one of the server's or of the client's.
 
@@ -59,6 +77,13 @@ def test_variables_are_known() -> None:
 
     assert "ALIGNSERVE_MAX_BATCH_SIZE" in named
     assert unknown_variables(dict.fromkeys(named, "1"), Settings.model_fields) == []
+
+
+def _commands() -> list[str]:
+    """The lines of every page's shell blocks, and what stands in backticks elsewhere."""
+    texts = [page.read_text() for page in pages()]
+    shell = [line.strip() for text in texts for block in code_blocks(text, "sh") for line in block.splitlines()]
+    return [*shell, *(quoted for text in texts for quoted in re.findall(r"`([^`\n]+)`", text))]
 
 
 def _flag(name: str) -> str:
