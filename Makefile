@@ -9,6 +9,8 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 # PyPI's torch for Linux includes CUDA. An index of CPU builds avoids most of that, such as
 # https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# MB of disk, as pip keeps what it downloaded until all of it is installed
+INSTALLING = $(if $(TORCH_INDEX),4000,10000)
 # Two workers more than cores, since tests also wait; at most four, since the tests' timeouts assume few workers.
 WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 # Workers load the plugins of all packages; cloudcoil's takes a second, and no test uses it.
@@ -43,7 +45,8 @@ $(SERVE): pyproject.toml server/pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(DEVELOP): $(SERVE)
-	@echo "Installing torch and the tools into $(VENV): $(if $(TORCH_INDEX),2.2 GB from $(TORCH_INDEX),6 GB; 2.2 GB with TORCH_INDEX=https://download.pytorch.org/whl/cpu), some minutes ..."
+	@echo "Installing torch and the tools into $(VENV): $(if $(TORCH_INDEX),2.2 GB from $(TORCH_INDEX),7 GB; 2.2 GB with TORCH_INDEX=https://download.pytorch.org/whl/cpu), some minutes ..."
+	@df -Pm . | awk 'NR == 2 && $$4 < $(INSTALLING) {print "This may fail: it takes $(INSTALLING) MB of disk while it installs, and " $$4 " MB are free."}'
 	@$(PIP) --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[bench,datasets,search,curate]' -e './server[torch,http,int8,heif,otel]' --group dev
 	@touch $@
 
