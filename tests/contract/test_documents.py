@@ -80,10 +80,11 @@ def test_variables_are_known() -> None:
 
 
 def _commands() -> list[str]:
-    """The lines of every page's shell blocks, and what stands in backticks elsewhere."""
+    """The lines of every page's shell blocks, and all words in backticks."""
     texts = [page.read_text() for page in pages()]
-    shell = [line.strip() for text in texts for block in code_blocks(text, "sh") for line in block.splitlines()]
-    return [*shell, *(quoted for text in texts for quoted in re.findall(r"`([^`\n]+)`", text))]
+    blocks = [block for text in texts for block in code_blocks(text, "sh")]
+    quoted = [words for text in texts for words in re.findall(r"`([^`\n]+)`", text)]
+    return [*(line.strip() for block in blocks for line in block.splitlines()), *quoted]
 
 
 def _flag(name: str) -> str:
