@@ -35,6 +35,19 @@ def test_room_lasts_until_the_window_is_full_and_returns_with_each_result() -> N
     assert (full, still_full, in_flight.has_room) == (True, True, True)
 
 
+def test_a_result_that_waits_for_an_earlier_one_keeps_its_place() -> None:
+    """With order, answers that came early are counted in the window until they are taken."""
+    in_flight = InFlightItems(2, ordered=True)
+    entered(in_flight, "a", "b")
+    answer(in_flight, 1)
+    full = not in_flight.has_room
+    answer(in_flight, 0)
+    still_full = not in_flight.has_room
+    in_flight.take()
+
+    assert (full, still_full, in_flight.has_room) == (True, True, True)
+
+
 def test_results_leave_as_they_are_answered() -> None:
     """Without order, a result does not wait for those before it."""
     in_flight = InFlightItems(3, ordered=False)

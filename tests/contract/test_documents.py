@@ -15,6 +15,7 @@ from tests.contract.documents import anchors, code_blocks, links, read
 from tests.processes import ROOT
 
 _SERVE = re.compile(r"\balignserve-server((?: +-(?:\\\n|[^\n|#>&])*)?)")
+_MAKE = re.compile(r"^(?:\w+=\S+ )*make ([a-z][a-z-]*)")
 _OTHER_FLAGS = {"--config", "--help", "--version"}
 
 
@@ -40,8 +41,7 @@ def test_commands_use_flags_that_exist() -> None:
     """Each flag that a page gives to `alignserve-server`, without a subcommand, is one of a setting."""
     used = {
         flag
-        for page in pages()
-        for block in code_blocks(page.read_text(), "sh")
+        for block in _shell_blocks()
         for arguments in _SERVE.findall(block)
         for flag in re.findall(r"(?<=\s)--[a-z-]+", arguments)
     }
@@ -53,7 +53,7 @@ def test_commands_use_flags_that_exist() -> None:
 def test_make_targets_exist() -> None:
     """Each `make TARGET` of a page is one of the Makefile's."""
     targets = set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE))
-    named = {target for command in _commands() for target in re.findall(r"^make ([a-z][a-z-]*)", command)}
+    named = {target for command in _commands() for target in _MAKE.findall(command)}
 
     assert "run" in named
     assert named - targets == set()
@@ -79,12 +79,14 @@ def test_variables_are_known() -> None:
     assert unknown_variables(dict.fromkeys(named, "1"), Settings.model_fields) == []
 
 
+def _shell_blocks() -> list[str]:
+    return [block for page in pages() for block in code_blocks(page.read_text(), "sh")]
+
+
 def _commands() -> list[str]:
     """The lines of every page's shell blocks, and all words in backticks."""
-    texts = [page.read_text() for page in pages()]
-    blocks = [block for text in texts for block in code_blocks(text, "sh")]
-    quoted = [words for text in texts for words in re.findall(r"`([^`\n]+)`", text)]
-    return [*(line.strip() for block in blocks for line in block.splitlines()), *quoted]
+    lines = [line.strip() for block in _shell_blocks() for line in block.splitlines()]
+    return [*lines, *(words for page in pages() for words in re.findall(r"`([^`\n]+)`", page.read_text()))]
 
 
 def _flag(name: str) -> str:
