@@ -209,6 +209,22 @@ async def test_clients_that_only_watch_do_not_hold_up_a_stop(served: RunningServ
     assert [end.reason for end in ends] == ["SHUTTING_DOWN"] * 2
 
 
+async def test_a_watch_that_starts_during_a_stop_is_told_why_it_ends(served: RunningServer) -> None:
+    """The stop comes while the first status is being sent."""
+    served.server.interceptor.close_watches()
+
+    ends = [await _end_of(watch_health(served)) for _ in range(20)]
+
+    assert [end.reason for end in ends] == ["SHUTTING_DOWN"] * 20
+
+
+async def _end_of(watch: Any) -> Any:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in watch:
+            pass
+    return refusal_of(caught.value)
+
+
 async def test_an_accepted_call_is_answered_despite_an_open_watch(served: RunningServer) -> None:
     """The server ignores open watches when it stops, but still waits for accepted calls."""
     watch = watch_health(served)

@@ -188,8 +188,13 @@ class _MethodHandler:
                 open_stream(open_streams, transport.peer()),
             ):
                 enter_call(call, transport)
-                writing = self._write_all(await self._request(context, transport), context)
-                await (writing if closing is None else _until(closing, writing))
+                given = await self._request(context, transport)
+                if closing is None:
+                    await self._write_all(given, context)
+                else:
+                    # A first response sends these too, and while gRPC sends them it can send no status.
+                    await context.send_initial_metadata(())
+                    await _until(closing, self._write_all(given, context))
         except ServingError as error:
             return self._status(error)
         return None
